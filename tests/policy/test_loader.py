@@ -262,3 +262,19 @@ def test_a_damaged_import_is_refused_not_replaced(
     (target / MANIFEST_NAME).write_text(json.dumps(smollm2_manifest.as_json()))
     with pytest.raises(ManifestMismatch, match="bytes differ"):
         import_smollm2(tmp_path)
+
+
+async def test_a_version_whose_content_is_in_memory_already_is_verified_as_any(
+    version: Path, tmp_path: Path
+) -> None:
+    backends = Backends(BackendOptions(prompt_tokens=POSITIONS))
+    model = backends.load(version)
+    assert isinstance(model, TransformersPolicy)
+    other = tmp_path / "other"
+    shutil.copytree(version, other)
+    rewrite(other, lambda document: document.update(model_version="tiny-2"))
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    with pytest.raises(ManifestMismatch, match=r"manifest: config\.json"):
+        backends.load(other)
+    await model.aclose()
+    assert model._batcher._thread._shutdown, "what was refused holds nothing"

@@ -82,12 +82,13 @@ class InProcess:
         held = manifest.files_hash()
         with ExitStack() as undo:
             batcher = self._bases.acquire(held)
-            if batcher is None:
-                with self._copies.of(directory, manifest.files) as copy:
+            if batcher is not None:
+                undo.callback(self._drop, held, batcher)
+            with self._copies.of(directory, manifest.files) as copy:  # Verified when shared, too.
+                if batcher is None:
                     encoder = PromptEncoder.from_directory(copy, self._options.prompt_tokens)
-                    model = load_model(copy)
-                batcher = self._share(held, model, encoder)
-            undo.callback(self._drop, held, batcher)
+                    batcher = self._share(held, load_model(copy), encoder)
+                    undo.callback(self._drop, held, batcher)
             batcher.try_out(questions=manifest.calibration.asked)
             self._bases.acquire(held)  # The policy's own, as below.
         cascade = self._cascade(manifest, batcher)
