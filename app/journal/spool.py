@@ -59,6 +59,7 @@ class Spool:
         self._active: Segment | None = None
         self._closed: list[Segment] = []
         self._full = False  # Something was refused for want of room, and none was made since.
+        self._refused_bytes = 0  # What the disk did not take; the probe asks it for as much.
         self._waiting: list[_Waiter] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -111,7 +112,8 @@ class Spool:
             raise
 
     async def probe(self) -> None:
-        """Write, fsync and remove a few bytes. Raises `JournalUnavailable`."""
+        """Write, fsync and remove a few bytes, or as many as the disk refused last. Raises
+        `JournalUnavailable`."""
         await self._in_thread(self._probe)
 
     async def segments(self) -> list[Segment]:
@@ -254,7 +256,11 @@ class Spool:
             self._close_active()
         segment = self._active = self._active or Segment.create(self._directory)
         offset = segment.size
-        segment.append([line for _, line in batch])
+        try:
+            segment.append([line for _, line in batch])
+        except OSError:
+            self._refused_bytes = max(self._refused_bytes, size)
+            raise
         places: dict[_Key, _Place] = {}
         for event, line in batch:
             places[event.kind, event.key] = _Place(event.claim, segment, offset, len(line))
@@ -285,9 +291,10 @@ class Spool:
                 errno.ENOSPC, f"{waiting} bytes wait already, the limit is {self._max_bytes}"
             )
         with tempfile.TemporaryFile(dir=self._directory) as file:
-            file.write(bytes(4096))
+            file.write(bytes(max(4096, self._refused_bytes)))
             file.flush()
             os.fsync(file.fileno())
+        self._refused_bytes = 0
 
 
 def _repeats(event: Event, claim: str) -> bool:

@@ -223,6 +223,20 @@ async def test_the_spool_stops_at_its_limit_and_says_so(tmp_path: Path) -> None:
     await spool.aclose()
 
 
+async def test_a_disk_with_room_for_the_probe_and_not_for_an_event_shows_in_the_probe(
+    tmp_path: Path,
+) -> None:
+    spool = await opened(tmp_path)
+    with largest_file(6_000):
+        with pytest.raises(JournalUnavailable):
+            await spool.append(event(text="x" * 9_000))
+        with pytest.raises(JournalUnavailable, match="free the disk"):
+            await spool.probe()
+    await spool.probe()
+    await spool.append(event(text="x" * 9_000))
+    await spool.aclose()
+
+
 async def test_a_full_disk_shows_in_the_probe(tmp_path: Path) -> None:
     spool = await opened(tmp_path)
     await spool.probe()
