@@ -117,7 +117,7 @@ class Controls:
         """The newest of each profile."""
         self._general = self._files[GENERAL]
         self._profiles: dict[str, InForce] = {}
-        self._stamps = self._file_stamps()
+        self._stamps = self._looked = self._file_stamps()
         self._enforce()
 
     async def start(self) -> None:
@@ -178,7 +178,14 @@ class Controls:
         except Exception as error:
             self._unknown(str(error) or type(error).__name__)
             raise
-        self.refresh_limits()
+        self._follow_files()
+
+    def _follow_files(self) -> None:
+        """Adopt what two looks in turn find as it is: a file that is being written in place is not
+        read half, with defaults for what it does not say yet."""
+        looked, self._looked = self._looked, self._file_stamps()
+        if looked == self._looked:
+            self.refresh_limits()
 
     @property
     def limits(self) -> Limits:

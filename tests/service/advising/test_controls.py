@@ -203,6 +203,23 @@ async def test_an_edit_in_place_of_the_same_length_is_noticed(
     assert await codes(api, "r-1") == ["SPREAD"]
 
 
+async def test_a_file_that_is_being_written_in_place_is_not_read_half(
+    api: Running, limits_file: Path
+) -> None:
+    """What it does not say yet would have its defaults."""
+    controls, whole = api.service.controls, SHIPPED.read_text().replace("2026-11-26", "whole")
+    before, seen = controls.limits.version, set()
+    with limits_file.open("w", encoding="utf-8") as file:
+        for line in whole.splitlines(keepends=True):
+            file.write(line)
+            file.flush()
+            controls._follow_files()
+            seen.add(controls.limits.version)
+    assert seen == {before}
+    controls._follow_files()
+    assert controls.limits.version == "whole"
+
+
 async def test_a_touched_file_changes_nothing_and_has_the_same_hash(
     api: Running, limits_file: Path
 ) -> None:
