@@ -379,7 +379,7 @@ def test_replay_of_a_mutilated_record_is_one_line(
         database_url,
         f"UPDATE decisions SET record = record - 'control_review' WHERE decision_id = '{known}'",
     )
-    assert "control_review: Field required" in refusal(variables, "replay", known)
+    assert "(Decision: control_review: " in refusal(variables, "replay", known)
 
 
 async def test_retention_shows_what_would_go_and_drops_it_when_told_to(
