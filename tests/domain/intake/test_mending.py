@@ -72,6 +72,12 @@ def test_what_can_be_no_time_is_nobodys_guess(sent: Any) -> None:
     assert mended(cast(ErrorDetails, fault)) is None
 
 
+@pytest.mark.parametrize("sent", [{"a": 1}, True, None])
+def test_what_is_no_single_value_is_no_list_of_one(sent: Any) -> None:
+    fault = {"type": "tuple_type", "loc": ("targets",), "msg": "", "input": sent}
+    assert mended(cast(ErrorDetails, fault)) is None
+
+
 def test_a_whole_number_that_is_a_text_is_read_and_half_a_one_is_left_out() -> None:
     for sent, taken in (("3", 3), ("3.5", None), ("three", None)):
         got = receive(SCENARIO, scenario_json(candidate__open_positions=sent), Needs(frozenset()))

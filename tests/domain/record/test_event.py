@@ -22,6 +22,7 @@ from app.domain.record.event import (
     Repetition,
     StateChange,
     content_of,
+    reported,
 )
 from app.domain.record.link import Fate, Link, Linked
 from app.domain.scenario import Scenario
@@ -30,6 +31,19 @@ from tests import builders as build
 from tests.domain.scenarios import AS_OF
 
 DECISION = UUID("7e524122-ba84-83d7-ac00-81f877a43e48")
+
+
+def test_what_is_said_of_a_decision_is_a_report_of_its_kind() -> None:
+    told = outcome().outcome
+    assert reported(told, DECISION, AS_OF, "desk") == (
+        EventKind.OUTCOME,
+        OutcomeReport(decision_id=DECISION, recorded_at=AS_OF, reported_by="desk", outcome=told),
+    )
+    did = build.agent_action()
+    assert reported(did, DECISION, AS_OF, None) == (
+        EventKind.AGENT_ACTION,
+        AgentActionReport(decision_id=DECISION, recorded_at=AS_OF, action=did),
+    )
 
 
 def outcome(**fields: Any) -> OutcomeReport:

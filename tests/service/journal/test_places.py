@@ -168,3 +168,27 @@ async def test_a_process_remembers_so_many_subjects_and_no_more(tmp_path: Path) 
     assert await journal.place("first", "yes", "d", log) == 5, "as the log has it"
     assert log.asked == 2 * journals.REMEMBERED + 2
     await journal.aclose()
+
+
+async def test_the_newest_is_what_this_process_or_the_stream_knows_else_what_the_log_tells(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    async with (
+        started(server.url, tmp_path / "a") as first,
+        started(server.url, tmp_path / "b") as second,
+    ):
+        await first.append(event("d-1"))
+        log = Log(Place(7, "log"))
+        assert await first.newest("s", log) == (7, "log"), "nobody here knows any"
+        await first.place("s", "yes", "d-1", log)
+        assert await second.newest("s", log) == (1, "yes"), "of the stream"
+        await second.place("s", "no", "d-1", log)
+        assert await first.newest("s", log) == (2, "no"), "later than what this process knows"
+        with client(server.url) as plain:
+            plain.set("advisor:newest:odd", "no number")
+        assert await first._stream.newest("odd") is None
+        await asyncio.to_thread(server.kill)
+        assert await first.newest("s", log) == (1, "yes"), "of this process"
+        assert not first.reachable
+        assert log.asked == 1
+        assert await first.newest("another", log) == (7, "log")
