@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -21,7 +22,11 @@ async def test_calls_come_in_turn_and_give_what_they_return_or_raise() -> None:
     def failing() -> None:
         raise KeyError("x")
 
-    calls = [apart.call(lambda turn=turn: order.append(turn) or turn, soon()) for turn in range(9)]  # type: ignore[misc,func-returns-value]
+    def noted(turn: int) -> int:
+        order.append(turn)
+        return turn
+
+    calls = [apart.call(partial(noted, turn), soon()) for turn in range(9)]
     assert await asyncio.gather(*calls) == order == list(range(9))
     with pytest.raises(KeyError, match="x"):
         await apart.call(failing, soon())
