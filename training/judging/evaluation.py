@@ -23,7 +23,6 @@ from training.judging.contest.rollouts import ROLLOUTS, rollouts
 from training.judging.gate.checks import Checked
 from training.judging.gate.evidence import Before, as_veto, evidence_of, sharpes_tried
 from training.judging.gate.foretelling import Told
-from training.judging.gate.looks import Look
 from training.judging.gate.sealed import sign_off, verdict_file
 from training.judging.gate.verdict import Evidence, Mode, judge
 from training.judging.report.arms import evaluation_report
@@ -70,22 +69,19 @@ def evaluation(
     *,
     version: str,
     terms: Terms,
-    models: Aside[Path],
+    before: Before,
     now: Aside[datetime],
     making: Aside[Mapping[str, Making]],
     progress: Progress = silent,
 ) -> Facts:
-    """Judge a version, by its answers to the `held_out` scenarios, whose prompts were read. The
-    look is counted beside the versions in `models` before anything is seen. Of `every` candidate of
-    the period, and of those of training, what needs no language model is judged as well."""
-    look = Look(models, version, terms.market, terms.evaluate.held_out, now)
-    looks, learnt = look.count(), Trained(*trained, terms.embargo_s)
+    """Judge a version, by its answers to the `held_out` scenarios, whose prompts were read, and by
+    what was looked at `before`: once others were, its verdict is another one. Of `every` candidate
+    of the period, and of those of training, what needs no language model is judged as well."""
+    learnt = Trained(*trained, terms.embargo_s)
     periods = refitted(*held_out, learnt, terms.evaluate.refit_days)
     contest = hold_contest(
         held_out.scenarios, market, periods, limits, terms.evaluate, terms.outcomes, progress
     )
-    before = Before(look.tried_before(), looks)
-    look.note(sharpes_tried(contest))
     told = Told.of(held_out.answers[POLICY], taught, contest.arena.rows, contest.scenarios)
     chances, bound_r = told.chances, terms.gate.bound_r
     evidence = evidence_of(
@@ -94,7 +90,7 @@ def evaluation(
     findings = replace(
         _judged(contest, evidence, told, terms.mode, terms, held_out, market, learnt, now),
         making=making,
-        look=looks,
+        look=before.looks,
         decision_s=checks.decision_s,
         everything=_everything(every, candidates, market, limits, terms),
     )
@@ -104,7 +100,8 @@ def evaluation(
         "model_version": version,
         "promote": findings.verdict.promote,
         "promote_as_veto": findings.veto.promote,
-        "look": looks,
+        "look": before.looks,
+        "tried": sharpes_tried(contest),
     }
 
 

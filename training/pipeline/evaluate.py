@@ -4,7 +4,7 @@ release.
 Stages: the rebuild's own (found when they are finished); scenarios, labels and the base pass of the
 held-out period; every version's answers; the checks; then contest, verdict and report, as one
 artefact. Each version that is judged on the held-out period is a look; looks are counted beside the
-versions and told in the report (`training.judging.gate.looks`).
+versions before anything is seen, and told in the report (`training.judging.gate.looks`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from training.judging.contest.arms import (
 )
 from training.judging.evaluation import evaluation
 from training.judging.gate.checks import checks
+from training.judging.gate.evidence import Before
+from training.judging.gate.looks import Look
 from training.judging.gate.sealed import verdict_file
 from training.judging.gate.texts import SCENARIOS
 from training.judging.report.findings import Making, Terms
@@ -109,6 +111,11 @@ def evaluate(
     schools = {TEACHER: made.artifacts["teacher"], SHUFFLED: shuffled_teacher(config, made, shop)}
     asked = Asked(config, shop, base, held_out["scenarios"], schools, whole=known is not None)
     answers, checked = _answers(asked, version, rival, rebuilt, judged, market, database)
+    terms = terms_of(config, known)
+    look = Look(
+        config.publish.models, version.path.name, terms.market, terms.evaluate.held_out, now
+    )
+    looks = look.count()
     artifact = shop.make(
         evaluation,
         held_out={**held_out, "answers": answers},
@@ -120,11 +127,12 @@ def evaluate(
         market=market,
         limits=limits,
         version=version.path.name,
-        terms=terms_of(config, known),
-        models=config.publish.models,
+        terms=terms,
+        before=Before(look.tried_before(), looks),
         now=now,
         making=_making(rebuilt),
     )
+    look.note(artifact.facts["tried"])
     return _evaluated(artifact, version)
 
 

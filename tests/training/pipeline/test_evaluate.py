@@ -22,12 +22,14 @@ from app.domain.model.questions import QuestionName
 from app.policy.versions.store import load_manifest, report_beside
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, shop_of
 from training.config.file import RebuildConfig
+from training.config.judging import Kind
 from training.config.section import ConfigError
 from training.judging.contest.arms import HEURISTICS
 from training.judging.gate.looks import FILE as LOOKS
+from training.judging.gate.looks import Look
 from training.judging.report.doubts import STRESSES
 from training.outcomes.labels import AGENT, Labels
-from training.pipeline.evaluate import Evaluated, evaluate, terms_of
+from training.pipeline.evaluate import Evaluated, evaluate, read_report, terms_of
 
 TRUTH = "Share of the best achievable reward"
 REWARDS = "Mean reward per scenario, net of costs"
@@ -351,3 +353,21 @@ def test_what_the_version_foretells_itself_is_judged_and_told_beside_its_teacher
     assert manifest.calibration.asked == tuple(QuestionName)
     assert manifest.provenance["questions"].keys() == set(QuestionName)
     assert "## What it foretells of the plan" in (evaluated.version / "README.md").read_text()
+
+
+def test_a_verdict_is_found_until_another_version_was_looked_at(
+    challenged: Evaluated, second: RebuildConfig, evaluated: Evaluated
+) -> None:
+    champion = evaluated.version.name
+    again = evaluate(second, shop_of(second), NOW, champion=champion)
+    known = again.report["verdict"]["trials"]
+    lines: list[str] = []
+    held_out = second.evaluate.held_out
+    Look(second.publish.models, "lucky", second.market, held_out, NOW).note({"policy": 0.9})
+    later = evaluate(second, shop_of(second, lines.append), NOW, champion=champion)
+    assert {line.split(":")[0] for line in lines if "building" in line} == {"evaluation"}
+    assert later.report["verdict"]["trials"] == known + 1
+    assert later.artifact.facts["look"] == again.artifact.facts["look"] + 1
+    found = evaluate(second, shop_of(second, lines.append), NOW, champion=champion)
+    assert found.artifact.path == later.artifact.path, "nobody looked in between"
+    assert challenged.report == read_report(challenged.artifact, Kind.TRADER), "a signed one stays"
