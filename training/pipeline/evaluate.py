@@ -100,7 +100,6 @@ def evaluate(
     _require_held_out_bars(config, market)
     rival, known = (published_of(config, name) for name in (champion, entrant))
     _require_unseen(known, config.evaluate.held_out)
-
     base = base_of(config, shop)
     rebuilt = {} if known else rebuild_all(config, rivals, shop, database, base)
     made = rebuilt[POLICY] if rebuilt else numbers_alone(config, shop, database)
@@ -111,11 +110,7 @@ def evaluate(
     schools = {TEACHER: made.artifacts["teacher"], SHUFFLED: shuffled_teacher(config, made, shop)}
     asked = Asked(config, shop, base, held_out["scenarios"], schools, whole=known is not None)
     answers, checked = _answers(asked, version, rival, rebuilt, judged, market, database)
-    terms = terms_of(config, known)
-    look = Look(
-        config.publish.models, version.path.name, terms.market, terms.evaluate.held_out, now
-    )
-    looks = look.count()
+    look = look_of(config, version, now)
     artifact = shop.make(
         evaluation,
         held_out={**held_out, "answers": answers},
@@ -127,13 +122,24 @@ def evaluate(
         market=market,
         limits=limits,
         version=version.path.name,
-        terms=terms,
-        before=Before(look.tried_before(), looks),
+        terms=terms_of(config, known),
+        before=before_of(look),
         now=now,
         making=_making(rebuilt),
     )
     look.note(artifact.facts["tried"])
     return _evaluated(artifact, version)
+
+
+def look_of(config: RebuildConfig, version: Published, now: datetime) -> Look:
+    """The look at this version, beside all versions that are published there."""
+    period = config.evaluate.held_out
+    return Look(config.publish.models, version.path.name, config.market, period, now)
+
+
+def before_of(look: Look) -> Before:
+    """The look counted, and what others found on these days before."""
+    return Before(looks=look.count(), tried=look.tried_before())
 
 
 def _making(rebuilt: Mapping[str, Rebuilt]) -> dict[str, Making]:
