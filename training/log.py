@@ -94,7 +94,7 @@ _RUN: LiteralString = """
 SELECT d.decision_id, d.scenario, a.approve, a.quantity, a.stop, a.model_version,
        coalesce(c.decision, false) AS agent_trades,
        oa.record AS agent_ended, ov.record AS advice_ended
-FROM decisions d
+FROM whole_decisions d
 JOIN advices a ON a.decision_id = d.decision_id AND a.as_of = d.as_of AND a.ordinal = 0
 LEFT JOIN latest_actions c ON c.decision_id = d.decision_id
 LEFT JOIN latest_outcomes oa ON oa.decision_id = d.decision_id AND oa.arm = 'agent'
@@ -144,7 +144,7 @@ class Unresolved(NamedTuple):
 _UNRESOLVED: LiteralString = """
 SELECT d.decision_id, d.as_of, 'agent' AS arm, NULL AS model_version, c.decision AS approve,
        d.scenario, NULL::float8 AS quantity, NULL::float8 AS stop
-FROM decisions d
+FROM whole_decisions d
 JOIN latest_actions c ON c.decision_id = d.decision_id
 WHERE NOT EXISTS (
     SELECT FROM latest_outcomes o WHERE o.decision_id = d.decision_id AND o.arm = 'agent'
@@ -152,7 +152,7 @@ WHERE NOT EXISTS (
   AND starts_with(d.request_id, %(prefix)s)
 UNION ALL
 SELECT d.decision_id, d.as_of, 'advice', a.model_version, a.approve, d.scenario, a.quantity, a.stop
-FROM decisions d
+FROM whole_decisions d
 JOIN all_advices a ON a.decision_id = d.decision_id AND a.as_of = d.as_of
 WHERE a.approve IS NOT NULL AND starts_with(d.request_id, %(prefix)s)
   AND NOT EXISTS (
@@ -203,7 +203,7 @@ SELECT s.as_of, s.model_version, s.approve_probability, s.label_mass, s.status, 
        s.advice_approve,
        s.agree, s.advice_r, s.agent_r, d.scenario
 FROM shadow_comparison s
-JOIN decisions d ON d.decision_id = s.decision_id AND d.as_of = s.as_of
+JOIN whole_decisions d ON d.decision_id = s.decision_id AND d.as_of = s.as_of
 WHERE s.model_version = %(version)s AND s.as_of > %(begin)s AND s.as_of <= %(end)s
 ORDER BY s.as_of, s.decision_id
 """
@@ -241,7 +241,7 @@ WITH in_period AS (
                SELECT FROM latest_outcomes o
                WHERE o.decision_id = d.decision_id AND o.exogenous_skip
            ) AS skipped
-    FROM decisions d
+    FROM whole_decisions d
     WHERE d.as_of >= %(since)s AND d.as_of < %(until)s
       AND (d.symbol = ANY(%(symbols)s) OR %(symbols)s = '{}')
 )

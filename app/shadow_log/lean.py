@@ -8,15 +8,28 @@ hold everything, and are left as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from enum import Enum
+from datetime import datetime
+from enum import IntEnum
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from pydantic_core import to_jsonable_python
-from sqlalchemy import ARRAY, Table, Text, any_, literal, select
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    DateTime,
+    Double,
+    Integer,
+    Table,
+    Text,
+    any_,
+    literal,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
 
 from app.domain.canonical import content_hash
 from app.domain.errors import InvalidRecord
@@ -42,6 +55,8 @@ IN_COLUMNS = (
     "principal",
 )
 """Fields of a decision that are columns as they are."""
+MARK = "direction"
+"""A column that is null where a scenario stands whole in JSON: every candidate has one."""
 _PROPOSED = ("label", "probabilities", "label_mass")
 """Columns that make a proposal."""
 REPORTED: dict[str, type[Record]] = {"agent_actions": AgentAction, "outcomes": Outcome}
@@ -57,22 +72,99 @@ _SECTIONS: dict[str, type[Record]] = {
 }
 
 
-class Lean(NamedTuple):
-    """A decision's JSON as it is stored: of the decision, of each advice, and the parts that it
-    shares with others, by hash."""
+class _Place(NamedTuple):
+    """The column of a value of a scenario, and the type that it has in JSON."""
 
+    column: str
+    kind: type
+    made: Callable[[Any], Any] | None = None
+    """What is put there, where that is not what JSON says; None where it has no room."""
+
+
+class _Object(NamedTuple):
+    """Places of an object's values: it is stored there as a whole, or not at all."""
+
+    places: dict[str, _Place]
+
+    def put(self, value: Any, columns: Json) -> bool:
+        """Put all that it says into columns; False where that would not be all, or is nothing."""
+        told: Json = {}
+        if type(value) is not dict:
+            return False
+        said = {name: item for name, item in value.items() if item is not None}
+        if not said or _put(said, self.places, told):
+            return False
+        columns |= told
+        return True
+
+
+def _whole_number(value: int) -> int | None:
+    return value if abs(value) < 2**31 else None
+
+
+def _numbers(value: list[Any]) -> list[float] | None:
+    return value if {type(item) for item in value} == {float} else None
+
+
+def _sections() -> dict[str, dict[str, _Place | _Object]]:
+    """What columns say of a scenario: by its section, and by the name there."""
+    made: dict[type[TypeEngine[Any]], tuple[type, Callable[[Any], Any] | None]] = {
+        Double: (float, None),
+        DateTime: (str, datetime.fromisoformat),
+        Integer: (int, _whole_number),
+        Boolean: (bool, None),
+        ARRAY: (list, _numbers),
+        Text: (str, None),
+    }
+    sections: dict[str, dict[str, _Place | _Object]] = {"candidate": dict(_EARLIER)}
+    for of, paths in tables.SCENARIO.items():
+        for path in paths.split():
+            section, name, *inner = path.split(".")
+            place = _Place(tables.column_of(path), *made[type(of)])
+            fields = sections.setdefault(section, {})
+            if inner:
+                within = fields.setdefault(name, _Object({}))
+                assert isinstance(within, _Object)
+                within.places[inner[0]] = place
+            else:
+                fields[name] = place
+    return sections
+
+
+_EARLIER = {
+    "ts": _Place("as_of", str, datetime.fromisoformat),
+    "score": _Place("score", float),
+    **{name: _Place(name, str) for name in ("symbol", "session", "setup_type", "tier")},
+}
+"""What columns said before the others came."""
+_SECTIONED = _sections()
+_NO_COLUMNS = {
+    tables.column_of(path): None for paths in tables.SCENARIO.values() for path in paths.split()
+}
+
+
+class Lean(NamedTuple):
+    """A decision as it is stored: the columns of its scenario, JSON of the decision and of each
+    advice, and the parts that it shares with others, by hash."""
+
+    columns: Json
     scenario: Json
     record: Json
     advices: list[Json]
     shared: Json
 
 
-class Form(Enum):
-    """How much is left standing of a row's JSON."""
+class Form(IntEnum):
+    """How much is left standing of a row's JSON: each form leaves less than the one before."""
 
-    LEAN = "as it is written now"
-    EMPTIED = "as until 2026-11-27: what the model said, and reviews, stood there as well"
-    FULL = "as before that: so did what is empty, and all of a control"
+    FULL = 0
+    """What many decisions share is gone, and nulls."""
+    EMPTIED = 1
+    """So is what is empty, also of a control."""
+    SAID = 2
+    """So is what the model said, and what reviews let pass: columns say it."""
+    LEAN = 3
+    """So are the values of the scenario: as it is written now."""
 
 
 def lean(
@@ -84,18 +176,18 @@ def lean(
     ----------
     limits_hash : what they hash to, where that is known.
     """
-    empty_too = form is not Form.FULL
+    empty_too = form > Form.FULL
     scenario, limits = document["scenario"], document["limits"]
     if (limits_hash or content_hash(limits)) != document["limits_hash"]:
         rest = {name: document[name] for name in document if name not in ("scenario", "advices")}
-        return Lean(scenario, rest, document["advices"], {})
+        return Lean(dict(_NO_COLUMNS), scenario, rest, document["advices"], {})
     _, head, user = document["prompt"]
     record = {name: value for name, value in document.items() if name not in _ELSEWHERE}
-    if form is not Form.FULL:
+    if empty_too:
         if record.get("control"):
             record["control"] = without_defaults(AgentAction, record["control"])
         record = without_defaults(Decision, record)
-    if form is Form.LEAN:
+    if form >= Form.SAID:
         review = record["control_review"]
         record["control_review"] = _without(review, _reviewed(scenario["plan"]))
     record |= {HEAD: _text_hash(head), USER: user}
@@ -106,7 +198,7 @@ def lean(
         name = content_hash(calibration)
         shared[name] = calibration
         kept = {key: value for key, value in advice.items() if key not in ADVICE_IN_COLUMNS}
-        if form is Form.LEAN:
+        if form >= Form.SAID:
             kept = _said_in_json(advice, kept)
         advices.append(without_defaults(Advice, kept, empty_too) | {"calibration": name})
     sections = {
@@ -115,7 +207,25 @@ def lean(
         else value
         for name, value in scenario.items()
     }
-    return Lean(without_defaults(Scenario, sections, empty_too), record, advices, shared)
+    left, columns = without_defaults(Scenario, sections, empty_too), dict(_NO_COLUMNS)
+    if form is Form.LEAN:
+        left = _into_columns(left, columns)
+    return Lean(columns, left, record, advices, shared)
+
+
+def whole_scenario(row: Mapping[str, Any]) -> Any:
+    """The scenario of a row of `decisions`. Raises `InvalidRecord`."""
+    left = row["scenario"]
+    if row[MARK] is None or not isinstance(left, dict):
+        return left
+    whole = {name: value for name, value in left.items() if name not in _SECTIONED}
+    for section, fields in _SECTIONED.items():
+        told = _out_of_columns(row, fields)
+        rest = left.get(section, {})
+        if not isinstance(rest, dict):
+            raise InvalidRecord(f"the scenario's {section} is no JSON object")
+        whole[section] = told | rest
+    return whole
 
 
 def whole_record(row: Mapping[str, Any], shared: Mapping[str, Any]) -> Json:
@@ -171,6 +281,43 @@ def forms_of_report(table: Table, document: Mapping[str, Any]) -> list[Json]:
     return [lean_report(table, document), *of_before, dict(document)]
 
 
+def _into_columns(scenario: Json, columns: Json) -> Json:
+    """Put the values that have columns there; what is left."""
+    left = {name: value for name, value in scenario.items() if name not in _SECTIONED}
+    for section, fields in _SECTIONED.items():
+        if rest := _put(scenario.get(section, {}), fields, columns):
+            left[section] = rest
+    return left
+
+
+def _put(values: Json, fields: Mapping[str, _Place | _Object], columns: Json) -> Json:
+    rest = {}
+    for name, value in values.items():
+        place = fields.get(name)
+        if type(place) is _Place and type(value) is place.kind:
+            if place.made is None:
+                columns[place.column] = value
+            elif (made := place.made(value)) is not None:
+                columns[place.column] = made
+            else:
+                rest[name] = value
+        elif type(place) is not _Object or not place.put(value, columns):
+            rest[name] = value
+    return rest
+
+
+def _out_of_columns(row: Mapping[str, Any], fields: Mapping[str, _Place | _Object]) -> Json:
+    told = {}
+    for name, place in fields.items():
+        if isinstance(place, _Place):
+            value = row[place.column]
+        else:
+            value = _out_of_columns(row, place.places) or None
+        if value is not None:
+            told[name] = value
+    return told
+
+
 async def parts(
     connection: AsyncConnection, decisions: Iterable[Json], advices: Iterable[Json]
 ) -> Json:
@@ -217,8 +364,8 @@ def _reviewed(order: Mapping[str, Any]) -> Json:
 def _plan_of(row: Mapping[str, Any]) -> Json:
     """What a review says of the agent's order."""
     try:
-        return _reviewed(row["scenario"]["plan"])
-    except (KeyError, TypeError):
+        return _reviewed(whole_scenario(row)["plan"])
+    except (AttributeError, KeyError, TypeError):
         raise InvalidRecord("the scenario holds no plan") from None
 
 

@@ -88,7 +88,7 @@ WITH reports AS (
      ORDER BY principal, acted_at DESC)
 )
 SELECT wanted.*, d.scenario FROM wanted
-JOIN decisions d ON d.decision_id = wanted.decision_id AND d.as_of = wanted.as_of
+JOIN whole_decisions d ON d.decision_id = wanted.decision_id AND d.as_of = wanted.as_of
 """
 """What is wide, the scenario, is read of those that are wanted alone: there may be many more."""
 

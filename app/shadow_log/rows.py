@@ -29,12 +29,20 @@ from app.domain.record.event import (
     Report,
     StateChange,
 )
-from app.shadow_log.lean import Lean, lean_report, whole_advice, whole_record, whole_report
+from app.shadow_log.lean import (
+    Lean,
+    lean_report,
+    whole_advice,
+    whole_record,
+    whole_report,
+    whole_scenario,
+)
 from app.shadow_log.schema import tables
 
 Row = dict[str, Any]
 LARGEST = 2**63 - 1
 """Of the integers that are hashed as such."""
+_OF_CANDIDATE = ("symbol", "session", "setup_type", "tier", "score")
 SEPARATE = ("scenario", "advices")
 """Parts of a decision with a column, or rows, of their own."""
 
@@ -44,7 +52,7 @@ def decision_row(decision: Decision, lean: Lean, payload: bytes) -> Row:
     columns follow from the record; `advisor verify` holds them against it."""
     candidate = decision.scenario.candidate
     return {
-        **_columns(tables.decisions, candidate),
+        **{name: getattr(candidate, name) for name in _OF_CANDIDATE},
         **_columns(tables.decisions, decision),
         "as_of": decision.scenario.as_of,
         "regime": regime(candidate).value,
@@ -56,6 +64,7 @@ def decision_row(decision: Decision, lean: Lean, payload: bytes) -> Row:
         "scenario": lean.scenario,
         "record": lean.record,
         "record_hash": digest(payload),
+        **lean.columns,
     }
 
 
@@ -174,7 +183,7 @@ def assemble(
         raise InvalidRecord(f"the record holds what is kept beside it: {', '.join(surplus)}")
     document = {
         **record,
-        "scenario": decision["scenario"],
+        "scenario": whole_scenario(decision),
         "advices": [whole_advice(advice, shared) for advice in advices],
     }
     return Decision.from_json(document)

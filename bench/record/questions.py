@@ -166,7 +166,7 @@ async def _append(url: str, batch: list[Event]) -> None:
 def _copied(column: str, first: int, apart: timedelta) -> str:
     """A column of a copy, which is so much later than the one before."""
     later = f"copy * interval '{apart.total_seconds()} s'"
-    if column in ("as_of", "exit_time", "received_at", "recorded_at"):
+    if column in ("as_of", "exit_time", "market_bar_closed_at", "received_at", "recorded_at"):
         return f"{column} + {later}"
     id = "md5({} || '.' || copy)::uuid"
     return {
@@ -175,10 +175,6 @@ def _copied(column: str, first: int, apart: timedelta) -> str:
         "request_id": "request_id || '.' || copy",
         "key": f"{id.format('key')}::text",
         "seq": f"seq + (copy - {first} + 4) * {SEED}",  # Those of decisions come first: no gap.
-        "scenario": f"""scenario || jsonb_build_object(
-            'candidate', scenario -> 'candidate' || jsonb_build_object('ts', as_of + {later}),
-            'market', scenario -> 'market' || jsonb_build_object('bar_closed_at', as_of + {later}))
-        """,
     }.get(column, column)
 
 

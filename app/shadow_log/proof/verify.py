@@ -22,7 +22,7 @@ from app.domain.text import counted
 from app.shadow_log.appending.batch import REPORTS
 from app.shadow_log.comparisons import differing, differing_days
 from app.shadow_log.database import connect, translated_errors
-from app.shadow_log.lean import HEAD, Form, forms_of_report, lean, whole_report
+from app.shadow_log.lean import HEAD, MARK, Form, forms_of_report, lean, whole_report
 from app.shadow_log.proof.chain import check_chain, check_links, check_promises, payloads_of
 from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.rows import (
@@ -45,7 +45,6 @@ JSON_COLUMNS = ("scenario", "record")
 
 ADDED = ("log_probabilities", "probabilities")
 """Columns of advices that came later, and are null in rows of before."""
-BEFORE = tuple(form for form in Form if form is not Form.LEAN)
 EXACT = 2**53
 """No integer of ours is larger; a float is written as one by JSONB."""
 BEHIND = "outside the years 1 to 9999; rows behind such a time were not looked at"
@@ -201,9 +200,12 @@ def _wrong_columns(
     decision: Decision, document: Row, payload: bytes, row: Row, advices: list[Row]
 ) -> list[str]:
     """Columns whose stored value is not what the record says."""
-    apart = lean(document)
-    of_before = (lean(document, decision.limits_hash, form=form) for form in BEFORE)
-    forms = [apart, *of_before]
+    of_before = [
+        lean(document, decision.limits_hash, form=form) for form in Form if form < Form.LEAN
+    ]
+    # Of a release of before: its scenario stands in the JSON alone.
+    forms = of_before if row[MARK] is None else [lean(document)]
+    apart = forms[-1]
     expected = decision_row(decision, apart, payload) | {"record_hash": row["record_hash"]}
     wrong = _differences(expected, row)
     is_lean = HEAD in row["record"]
@@ -215,7 +217,7 @@ def _wrong_columns(
         ordinal, written = advice["ordinal"], forms
         if all(kept[name] is None for name in ADDED):
             # Of a release of before: what it read stands in the JSON alone.
-            advice, written = advice | dict.fromkeys(ADDED), forms[1:]
+            advice, written = advice | dict.fromkeys(ADDED), of_before
         names = _differences(advice, kept)
         records = [form.advices[ordinal] for form in written]
         if is_lean and not any(_given_back(kept["record"], record) for record in records):

@@ -17,6 +17,7 @@ import orjson
 from sqlalchemy import Table, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.domain.candidate import Candidate
 from app.shadow_log.comparisons import source
 from app.shadow_log.database import translated_errors
 from app.shadow_log.rows import Row, plain
@@ -37,7 +38,7 @@ EARNED = """
 """Who rejects earns 0 R; who abstains has no opinion. As in the view `disagreements`."""
 
 _WITH_WORDS = (
-    "(strpos(lower(s.request_id), lower(:words)) > 0 OR EXISTS (SELECT FROM decisions d"
+    "(strpos(lower(s.request_id), lower(:words)) > 0 OR EXISTS (SELECT FROM whole_decisions d"
     " WHERE d.decision_id = s.decision_id AND d.as_of = s.as_of"
     " AND strpos(lower(d.scenario::text{by}), lower(:as_json{by})) > 0))"
 )
@@ -346,10 +347,7 @@ class Explorer:
         names = sorted(numbers)
         if not names:
             return []
-        columns = ", ".join(
-            f"(d.scenario #>> ARRAY['candidate', :name{i}])::float8 AS n{i}"
-            for i in range(len(names))
-        )
+        columns = ", ".join(f"{_number(name, i)} AS n{i}" for i, name in enumerate(names))
         apart = " + ".join(
             f"coalesce(((n{i} - :here{i}) / (SELECT nullif(stddev_pop(n{i}), 0) FROM earlier)) ^ 2,"
             " 0)"
@@ -385,3 +383,10 @@ class Explorer:
         with translated_errors():
             async with self._engine.connect() as connection:
                 return [plain(row) for row in await connection.execute(text(sql), values or {})]
+
+
+def _number(name: str, place: int) -> str:
+    """A number of a candidate: in its column, or in JSON, where rows of before have all of them."""
+    in_json = f"(d.scenario #>> ARRAY['candidate', :name{place}])::float8"
+    in_column = name in tables.decisions.c and name in Candidate.model_fields
+    return f"coalesce(d.{name}, {in_json})" if in_column else in_json

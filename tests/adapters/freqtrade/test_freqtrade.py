@@ -98,7 +98,7 @@ def rows(database_url: str, query: str) -> list[dict[str, Any]]:
 
 DECISIONS = """
 SELECT d.symbol, d.as_of, d.scenario, a.record AS action, o.record AS outcome
-FROM decisions d
+FROM whole_decisions d
 LEFT JOIN latest_actions a USING (decision_id)
 LEFT JOIN latest_outcomes o USING (decision_id)
 ORDER BY d.as_of, d.symbol"""

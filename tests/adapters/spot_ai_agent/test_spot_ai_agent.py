@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 SCANS = 60
 DECISIONS = """
 SELECT d.symbol, d.scenario, a.record AS action, o.record AS outcome
-FROM decisions d
+FROM whole_decisions d
 LEFT JOIN latest_actions a USING (decision_id)
 LEFT JOIN latest_outcomes o USING (decision_id)
 ORDER BY d.received_at"""

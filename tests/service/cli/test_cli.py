@@ -331,8 +331,7 @@ def test_verify_passes_a_good_log_and_names_what_was_tampered_with(
     known = decision_id("r-1")
     tamper(
         database_url,
-        "UPDATE decisions SET scenario = jsonb_set(scenario, '{candidate,rsi}', '57.2') "
-        f"WHERE decision_id = '{known}'",
+        f"UPDATE decisions SET rsi = 57.2 WHERE decision_id = '{known}'",
     )
     bad = advisor(variables, "verify")
     assert bad.returncode == 1

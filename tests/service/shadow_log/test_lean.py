@@ -42,6 +42,24 @@ from tests.service.shadow_log.test_log import rows
 
 TRADED = build.agent_action(llm_confidence=0.5)
 SILENT = Abstention(AbstainReason.DEADLINE)
+NO_COLUMNS = ", ".join(
+    f"{tables.column_of(path)} = NULL"
+    for paths in tables.SCENARIO.values()
+    for path in paths.split()
+)
+PATTERN = {"posterior_mean": 0.6, "variance": 0.01, "trades": 12, "alpha": 8.0, "beta": 6.0}
+ODD: list[dict[str, Any]] = [
+    {},
+    {"candidate__time_to_news_minutes": "clear", "candidate__max_trades": None},
+    {"candidate__pattern_memory": PATTERN | {"trades": 2**40}},
+    {"candidate__pattern_memory": PATTERN, "candidate__hurst": -0.0},
+    {"candidate__social": {"posts": 3}, "candidate__volume_profile": {"lvns": [1.0, 2.5]}},
+    {"market__surroundings": {"volatility_1h": 5e-324, "return_6h": -1.5}},
+    {"market__surroundings": {}, "market__bar_closed_at": "2026-11-23T08:00:00.500Z"},
+    {"account__consecutive_losses": 2**40, "account__positions": None, "market__volume_24h": 1e22},
+    {"candidate__ts": "2026-11-23T10:00:00.25Z", "candidate__news_summary": 'say "0.5" \\ '},
+]
+"""What has a column and does not fit into it, and what fits although it is rare."""
 NULLABLE = sorted(n for n, f in Candidate.model_fields.items() if f.default is None)
 
 
@@ -51,6 +69,7 @@ NULLABLE = sorted(n for n, f in Candidate.model_fields.items() if f.default is N
     says=st.sampled_from(["A", "H", "J", SILENT]),
     quantity=st.sampled_from([0.25, 3.0, 1e6]),
     state=st.sampled_from(TradingState),
+    odd=st.sampled_from(ODD),
 )
 def test_a_decision_comes_back_to_the_bytes_that_were_hashed(
     unknown: set[str],
@@ -58,11 +77,12 @@ def test_a_decision_comes_back_to_the_bytes_that_were_hashed(
     says: str | Abstention,
     quantity: float,
     state: TradingState,
+    odd: dict[str, Any],
 ) -> None:
     """Whatever a candidate leaves open, a model says, and rules make of it; nulls within its own
     extra keys are its own."""
     told: dict[str, Any] = {f"candidate__{name}": None for name in unknown}
-    told |= {"candidate__extra": extra, "plan__quantity": quantity}
+    told |= odd | {"candidate__extra": extra, "plan__quantity": quantity}
     shadows = [("other", "A"), ("third", "B")]
     made = build.decision(label=says, control=True, shadows=shadows, state=state, **told)
     document = orjson.loads(Event.of_decision(made).payload)
@@ -70,7 +90,27 @@ def test_a_decision_comes_back_to_the_bytes_that_were_hashed(
     row = decision_row(made, apart, b"")
     again = assemble(row, advice_rows(made, apart), apart.shared)
     assert canonical_json(again.as_json()) == canonical_json(document)
-    assert not any(value is None for value in apart.scenario["candidate"].values())
+    left = apart.scenario.get("candidate", {})
+    assert not any(value is None for value in left.values())
+    assert left.keys() <= {"extra", *(name.partition("__")[2] for name in odd)}
+
+
+async def test_the_view_shows_scenarios_as_they_were_made(database_url: str) -> None:
+    """Also of rows of a release that left them whole, and after a downgrade."""
+    made = [build.decision(f"r-{n}", **odd) for n, odd in enumerate(ODD)]
+    log = ShadowLog.connect(database_url)
+    await log.append([Event.of_decision(each) for each in made])
+    await log.aclose()
+    expected = [lean(each.as_json(), form=Form.SAID).scenario for each in made]
+    query = "SELECT scenario FROM {} ORDER BY length(request_id), request_id"
+    shown = rows(database_url, query.format("whole_decisions"))
+    assert [row["scenario"] for row in shown] == expected
+    assert rows(database_url, query.format("decisions")) != shown
+    downgrade(database_url, "0025")
+    assert rows(database_url, query.format("decisions")) == shown
+    upgrade(database_url)
+    assert rows(database_url, query.format("whole_decisions")) == shown
+    assert (await verify_log(database_url)).findings == []
 
 
 def test_what_is_stored_is_half_of_what_was_written() -> None:
@@ -139,7 +179,7 @@ async def test_decisions_share_their_limits_and_are_whole_again_after_a_downgrad
     assert (report.decisions, report.findings) == (3, [])
 
 
-@pytest.mark.parametrize("form", [Form.EMPTIED, Form.FULL])
+@pytest.mark.parametrize("form", [Form.SAID, Form.EMPTIED, Form.FULL])
 async def test_a_row_of_a_release_that_left_more_standing_holds(
     database_url: str, form: Form
 ) -> None:
@@ -150,29 +190,25 @@ async def test_a_row_of_a_release_that_left_more_standing_holds(
     shown = await log.get(made.decision_id)
     [stored] = rows(database_url, "SELECT record, scenario FROM decisions")
     assert not {"stage_seconds", "targets"} & {*stored["record"], *stored["record"]["control"]}
-    assert not {"extra", "macro_flags", "ages"} & {
-        *stored["scenario"],
-        *stored["scenario"]["candidate"],
-    }
+    assert stored["scenario"] == {"account": {"positions": []}}
     before = lean(made.as_json(), form=form)
     if form is Form.FULL:
         assert before.record["control"] == made.as_json()["control"]
         assert before.scenario["candidate"]["extra"] == before.record["stage_seconds"] == {}
-    assert {"proposal", "reading", "review"} <= before.advices[0].keys()
+    if form is not Form.SAID:
+        assert {"proposal", "reading", "review"} <= before.advices[0].keys()
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute(
-            "UPDATE decisions SET record = %s, scenario = %s",
+            f"UPDATE decisions SET record = %s, scenario = %s, {NO_COLUMNS}",
             [Jsonb(before.record), Jsonb(before.scenario)],
         )
-        connection.execute(
-            "UPDATE advices SET record = %s, log_probabilities = NULL, probabilities = NULL",
-            [Jsonb(before.advices[0])],
-        )
+        none = "" if form is Form.SAID else ", log_probabilities = NULL, probabilities = NULL"
+        connection.execute(f"UPDATE advices SET record = %s{none}", [Jsonb(before.advices[0])])
         for table, event in zip((tables.agent_actions, tables.outcomes), told, strict=True):
             said = event.document()["action" if table is tables.agent_actions else "outcome"]
-            record = Jsonb(forms_of_report(table, said)[1 if form is Form.EMPTIED else 2])
-            assert len(record.obj) > len(lean_report(table, said))
+            record = Jsonb(forms_of_report(table, said)[2 - form])
+            assert (len(record.obj) > len(lean_report(table, said))) == (form < Form.SAID)
             connection.execute(
                 f"UPDATE {table.name} SET record = %s WHERE event_key = %s", [record, event.key]
             )

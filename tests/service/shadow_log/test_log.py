@@ -49,10 +49,8 @@ async def test_a_decision_is_stored_in_columns_that_people_filter_on(
 ) -> None:
     made = build.decision("r-1", candidate__tier="TIER2", candidate__volatility_pct=0.8)
     await log.append([Event.of_decision(made)])
-    (row,) = rows(database_url, "SELECT * FROM decisions")
-    apart = ("scenario", "record", "recorded_in_log_at")
-    scenario, record, recorded = (row.pop(name) for name in apart)
-    assert row == {
+    (row,) = rows(database_url, "SELECT * FROM whole_decisions")
+    told = {
         "decision_id": made.decision_id,
         "as_of": build.AS_OF,
         "principal": None,
@@ -76,9 +74,12 @@ async def test_a_decision_is_stored_in_columns_that_people_filter_on(
         "traceparent": None,
         "record_hash": made.hash(),
     }
-    assert scenario["candidate"]["rsi"] == 56.2
-    assert record["prompt_user"] == made.prompt.user
-    assert datetime.now(UTC) - recorded < timedelta(minutes=5)
+    assert {name: row[name] for name in told} == told
+    assert row["scenario"]["candidate"]["rsi"] == 56.2
+    assert row["record"]["prompt_user"] == made.prompt.user
+    (kept,) = rows(database_url, "SELECT rsi, scenario FROM decisions")
+    assert kept == {"rsi": 56.2, "scenario": {"account": {"positions": []}}}
+    assert datetime.now(UTC) - row["recorded_in_log_at"] < timedelta(minutes=5)
 
 
 async def test_a_decision_s_advices_and_its_control_are_rows_beside_it(

@@ -78,13 +78,25 @@ PRIMARY = f"{ONE} AND ordinal = 0"
 OTHER = f"WHERE decision_id = '{decision_id('r-2')}'"
 TAMPERING = {
     "scenario": (
-        f"UPDATE decisions SET scenario = jsonb_set(scenario, '{{candidate,rsi}}', '57.2') {ONE}",
+        f"UPDATE decisions SET rsi = 57.2 {ONE}",
         {Fault.HASH, Fault.REPLAY},
+    ),
+    "a value of the scenario beside its column": (
+        f'UPDATE decisions SET scenario = \'{{"candidate": {{"rsi": 57.2}}}}\' {ONE}',
+        {Fault.HASH, Fault.REPLAY, Fault.COLUMNS},
+    ),
+    "a column of the scenario that said nothing": (
+        f"UPDATE decisions SET hurst = 0.5 {ONE}",
+        {Fault.HASH, Fault.REPLAY},
+    ),
+    "the columns of the scenario": (
+        f"UPDATE decisions SET direction = NULL {ONE}",
+        {Fault.UNREADABLE},
     ),
     "a field that no prompt shows": (
         (
-            "UPDATE decisions SET scenario = jsonb_set(scenario, '{candidate,extra}', '{\"a\":"
-            f" 1}}') {ONE}"
+            'UPDATE decisions SET scenario = scenario || \'{"candidate": {"extra": {"a":'
+            f" 1}}}}}}' {ONE}"
         ),
         {Fault.HASH},
     ),
@@ -124,7 +136,14 @@ TAMPERING = {
         f"UPDATE decisions SET record_hash = 'sha256:{'1' * 64}' {ONE}",
         LINK | {Fault.HASH},
     ),
-    "a filter column": (f"UPDATE decisions SET symbol = 'BTCUSDT' {ONE}", {Fault.COLUMNS}),
+    "a column that says what nothing else does": (
+        f"UPDATE decisions SET symbol = 'BTCUSDT' {ONE}",
+        {Fault.HASH, Fault.REPLAY},
+    ),
+    "a column that follows from others": (
+        f"UPDATE decisions SET regime = 'calm' {ONE}",
+        {Fault.COLUMNS},
+    ),
     "the control in the record": (
         f"UPDATE decisions SET record = jsonb_set(record, '{{control,decision}}', 'false') {ONE}",
         {Fault.HASH, Fault.CONTROL},
@@ -194,7 +213,8 @@ TAMPERING = {
         {Fault.COLUMNS},
     ),
     "a null that was not stored": (
-        f"UPDATE decisions SET scenario = jsonb_set(scenario, '{{candidate,adx}}', 'null') {ONE}",
+        'UPDATE decisions SET scenario = scenario || \'{"candidate": {"volume_profile":'
+        f" null}}}}' {ONE}",
         {Fault.COLUMNS},
     ),
     "limits that many share": (
@@ -347,7 +367,7 @@ async def test_a_range_of_time_is_checked_by_itself(log: ShadowLog, database_url
     before = await verify(log.engine, until=new_year)
     assert (before.decisions, before.findings) == (1, [])
     after = await verify(log.engine, since=new_year)
-    assert (after.decisions, of_record(after)) == (2, {Fault.COLUMNS})
+    assert (after.decisions, of_record(after)) == (2, {Fault.HASH, Fault.REPLAY})
 
 
 async def test_more_than_one_chunk_is_checked(log: ShadowLog, database_url: str) -> None:

@@ -65,6 +65,7 @@ def test_up_down_and_up_again_gives_the_same_schema(empty_database_url: str) -> 
         "chance_source",
         "pair_source",
         "veto_source",
+        "whole_decisions",
         "alembic_version",
         *OUTSIDE,
     }

@@ -302,6 +302,7 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
         "latest_outcomes",
         "limits_history",
         "shadow_comparison",
+        "whole_decisions",
         "disagreements",
         "agreement_daily",
         "veto_source",
