@@ -12,7 +12,7 @@ WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench bench-compare load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus test-kubernetes locks sbom licences secrets pin-images containers clean
+.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench bench-compare load bench-train bench-gate bench-teacher bench-contest bench-deciders bench-peers results test-vllm test-gateways test-nautilus test-kubernetes locks sbom licences secrets pin-images containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -98,6 +98,10 @@ bench-teacher: $(STAMP) ## how good the teacher is on the held-out period (MARKE
 
 bench-deciders: $(STAMP) ## what three decision models elsewhere cost the reply, and how fast rivals read
 	$(BIN)/python -m bench.serving.deciders
+
+bench-peers: $(STAMP) ## this process and the whole service beside vLLM and llama.cpp's server, same model and prompts, at 1, 8 and 32 clients (installs both: 5 GB, minutes of compiling)
+	bash bench/serving/beside/install.sh
+	$(BIN)/python -m bench.serving.peers
 
 bench-contest: $(STAMP) ## time of a contest of all arms: eleven symbols, two years, once probabilities are known
 	$(BIN)/python -m bench.judging.contest

@@ -1,163 +1,351 @@
-"""Ways to ask one small model for a decision, side by side, at 1, 8 and 32 clients: its labels read
-in this process and by vLLM, and chats that write JSON under a grammar (vLLM, llama.cpp's server).
+"""Ways to ask one small model for a decision, side by side, at 1, 8 and 32 clients (`make
+bench-peers`): its labels read in this process, by the whole service and by vLLM; chats that write
+JSON under a grammar (vLLM, llama.cpp's server), llama.cpp's one letter under a grammar, and vLLM's
+own `/v1/systemone`.
 
-All answer the same prompts, in turns, each of them with an action and no more: no adapter, no
-questions, no service in front. Servers run already: `VLLM_ONLY=serve tests/policy/start_vllm.sh`,
-`llama-server --model model.gguf`.
+All answer the same prompts of real bars in float32, in turns, each with one of ten actions: no
+adapter, no questions, no text. `/v1/systemone` serves no Llama, so it is asked about the same
+weights under another architecture's name (`bench.serving.beside.servers`), and so is this process
+once more. Servers are started and stopped here; what is not installed is left out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic, perf_counter
-from typing import Annotated, Any
+from time import perf_counter, process_time
+from typing import Annotated, NamedTuple
 
 import httpx
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from app.domain.model.actions import LABELS
-from app.domain.model.prompt import Prompt
+from app.domain.errors import PolicyAbstained
+from app.domain.model.prompt import render
+from app.domain.scenario import Scenario
 from app.policy.backends import Backends
-from app.policy.calibration import random_prompts
+from app.policy.encoding import PromptEncoder
+from app.policy.in_process.importer import import_smollm2
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
-from bench.history import record
+from app.policy.versions.store import load_manifest
+from app.settings import read_settings
+from app.shadow_log.schema.migrate import upgrade
+from bench.history import machine, record
+from bench.serving.beside.scenarios import bundled
+from bench.serving.beside.servers import (
+    Llama,
+    as_decision_model,
+    installed_llama,
+    installed_vllm,
+    llama_server,
+    sessions_cpu_s,
+    vllm_server,
+)
+from bench.serving.beside.ways import (
+    PATIENCE_S,
+    Answer,
+    Ask,
+    advised,
+    asking,
+    chatting,
+    lettering,
+    reading,
+)
 from bench.serving.load import Load
+from bench.serving.service import servers, serving, variables
+from training.cli.certify import spread
 
-SEED = 4712
-PATIENCE_S = 600.0
-ANSWER = {
-    "type": "object",
-    "properties": {"action": {"enum": list(LABELS)}},
-    "required": ["action"],
-    "additionalProperties": False,
-}
-"""What a chat has to write."""
-Ask = Callable[[Prompt], Awaitable[None]]
-
-
-def prompts(count: int, seed: int) -> list[Prompt]:
-    """Made-up ones without a text part, which one way would read twice and another once."""
-    return [each._replace(user=each.before) for each in random_prompts(count, seed)]
+ROUNDS = (1, 8, 32)
+WARM_UP = 32
+"""Requests to each at once, before anything is measured: every slot of a server has read the
+prompt's head."""
+WIDE = 150
+"""Columns of the table, which is Markdown: a wrapped one is not."""
+console = Console()
 
 
-def reading(policy: Policy) -> Ask:
-    """Asks for the labels' probabilities."""
+class Peer(NamedTuple):
+    """A way to ask, and the CPU that everything which answers has taken so far (s)."""
 
-    async def ask(prompt: Prompt) -> None:
-        await policy.decide(prompt, monotonic() + PATIENCE_S)
-
-    return ask
+    ask: Ask
+    cpu_s: Callable[[], float]
 
 
-def chatting(client: httpx.AsyncClient, url: str, model: str) -> Ask:
-    """Asks for a JSON object. Raises `ValueError` of an answer that is not the one."""
+class Turn(NamedTuple):
+    """What came of a batch: latencies of all, answers in its order (None: none that is valid),
+    seconds of CPU."""
 
-    async def ask(prompt: Prompt) -> None:
-        body = {
-            "model": model,
-            "messages": [
-                {"role": "system", "content": prompt.system},
-                {"role": "user", "content": prompt.user},
-            ],
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "answer", "schema": ANSWER, "strict": True},
-            },
-            "temperature": 0,
-            "max_tokens": 32,
-        }
-        reply = await client.post(f"{url}/v1/chat/completions", json=body)
-        action_of(reply.raise_for_status().json())
+    load: Load
+    answers: list[Answer | None]
+    cpu_s: float
 
-    return ask
+    @property
+    def valid(self) -> list[Answer]:
+        """The answers that are one."""
+        return [answer for answer in self.answers if answer is not None]
 
 
-def action_of(answer: Any) -> str:
-    """The label in a chat's answer. Raises `ValueError`."""
-    written = json.loads(answer["choices"][0]["message"]["content"])
-    if not isinstance(written, dict) or written.get("action") not in LABELS:
-        raise ValueError(f"{written!r} is no decision")
-    return str(written["action"])
-
-
-async def driven(ask: Ask, asked: Sequence[Prompt], clients: int) -> Load:
-    """Every prompt once, by so many clients in a closed loop."""
-    waiting, latencies = list(reversed(asked)), []
+async def driven(peer: Peer, asked: Sequence[Scenario], clients: int) -> Turn:
+    """Every scenario once, by so many clients in a closed loop."""
+    waiting = list(enumerate(asked))[::-1]
+    answers: list[Answer | None] = [None] * len(asked)
+    latencies: list[float] = []
 
     async def client() -> None:
         while waiting:
-            prompt = waiting.pop()
+            number, scenario = waiting.pop()
             begin = perf_counter()
-            await ask(prompt)
+            try:
+                answers[number] = await peer.ask(scenario)
+            except (ValueError, PolicyAbstained) as error:
+                console.print(f"no answer: {error}")
+            except httpx.HTTPStatusError as error:
+                console.print(f"no answer: {error.response.text[:300]}")
             latencies.append(perf_counter() - begin)
 
-    begin = perf_counter()
+    before, begin = peer.cpu_s(), perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
-    return Load(latencies, perf_counter() - begin)
+    seconds = perf_counter() - begin
+    return Turn(Load(latencies, seconds), answers, peer.cpu_s() - before)
 
 
 async def compared(
-    peers: dict[str, Ask], rounds: Sequence[int], requests: int
-) -> dict[tuple[str, int], Load]:
-    """Loads by peer and number of clients; fresh prompts for each number, so that no trunk is kept
-    from the round before, and the same ones for all peers."""
-    counts = [2, *[requests] * len(rounds)]
-    warm, *batches = [prompts(count, SEED + turn) for turn, count in enumerate(counts)]
-    for ask in peers.values():
-        await driven(ask, warm, 1)
-    return {
-        (name, clients): await driven(ask, batch, clients)
-        for clients, batch in zip(rounds, batches, strict=True)
-        for name, ask in peers.items()
+    peers: dict[str, Peer],
+    scenarios: Iterator[Scenario],
+    rounds: Sequence[int],
+    turns: int,
+    requests: int,
+) -> dict[tuple[str, int], list[Turn]]:
+    """Turns by peer and number of clients. A turn asks every peer the same new scenarios, and
+    starts with another peer than the one before; each client sends `requests` of them, a single one
+    eight times as many."""
+    warm = [next(scenarios) for _ in range(WARM_UP)]
+    for name, peer in peers.items():
+        await driven(peer, warm, WARM_UP)
+        console.print(f"warm: {name}")
+    found: dict[tuple[str, int], list[Turn]] = {
+        (name, clients): [] for clients in rounds for name in peers
     }
+    for clients in rounds:
+        for turn in range(turns):
+            batch = [next(scenarios) for _ in range(requests * max(clients, 8))]
+            order = list(peers)
+            first = turn % len(order)
+            for name in order[first:] + order[:first]:
+                found[name, clients].append(await driven(peers[name], batch, clients))
+    return found
+
+
+class Figures(NamedTuple):
+    """Of one peer at one number of clients: valid answers a second in all turns, in the slowest and
+    the fastest; quantiles of latency (s); seconds of CPU a valid answer; shares of valid answers,
+    of the same likeliest label and of the same decision as the float32 reading; different
+    decisions."""
+
+    rate: float
+    slowest: float
+    fastest: float
+    p50: float
+    p99: float
+    cpu_s: float
+    valid: float
+    likeliest: float
+    decided: float
+    labels: int
+
+
+def figures(turns: Sequence[Turn], exact: Sequence[Turn]) -> Figures:
+    """Of a peer's turns, beside those of the exact reading of the same scenarios."""
+    seconds = sum(turn.load.seconds for turn in turns)
+    load = Load([latency for turn in turns for latency in turn.load.latencies], seconds)
+    rates = [len(turn.valid) / turn.load.seconds for turn in turns]
+    answers = [answer for turn in turns for answer in turn.answers]
+    pairs = list(zip(answers, [a for turn in exact for a in turn.answers], strict=True))
+    both = [(told, right) for told, right in pairs if told is not None and right is not None]
+    valid = [answer for turn in turns for answer in turn.valid]
+    return Figures(
+        len(valid) / seconds,
+        min(rates),
+        max(rates),
+        load.quantile(0.5),
+        load.quantile(0.99),
+        sum(turn.cpu_s for turn in turns) / max(len(valid), 1),
+        len(valid) / len(answers),
+        sum(told.likeliest == right.likeliest for told, right in both) / max(len(both), 1),
+        sum(told.decided == right.decided for told, right in both) / max(len(both), 1),
+        len({answer.decided for answer in valid}),
+    )
+
+
+def real_scenarios(count: int) -> list[Scenario]:
+    """So many candidates of the bundled bars, spread over all, without texts."""
+    every = bundled("scenarios.texts=0", "scenarios.terms=0")
+    if len(every) < count:
+        raise ValueError(f"{len(every)} scenarios for {count} requests: ask for fewer")
+    return spread([scenario for scenario in every if not render(scenario).texts], count)
+
+
+class Peers:
+    """Everybody who is asked, by name; whose reading is exact, by name as well."""
+
+    def __init__(self, home: Path, model: Path, threads: int, stack: AsyncExitStack) -> None:
+        self.by_name: dict[str, Peer] = {}
+        self.exact: dict[str, str] = {}
+        self._home, self._threads, self._stack = home, threads, stack
+        self._model, self._encoder = model, PromptEncoder.from_directory(model)
+        self._options = BackendOptions(roots=(model.parent,), threads=threads, max_queue=64)
+        limits = httpx.Limits(max_connections=WARM_UP)
+        self._client = httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False, limits=limits)
+        stack.push_async_callback(self._client.aclose)
+
+    def _add(self, name: str, ask: Ask, cpu_s: Callable[[], float], exact: str) -> None:
+        self.by_name[name], self.exact[name] = Peer(ask, cpu_s), exact
+        console.print(f"there: {name}")
+
+    def _policy(self, options: BackendOptions, model: Path) -> Policy:
+        policy = Backends(options).load(model)
+        self._stack.push_async_callback(policy.aclose)
+        return policy
+
+    def in_process(self, name: str, model: Path, folder: Path | None = None) -> None:
+        """A model read here; `folder` takes the manifest of one that has none."""
+        policy = self._policy(replace(self._options, manifests=folder), model)
+        self._add(name, reading(policy), process_time, name)
+
+    def service(self, name: str, exact: str) -> None:
+        """The whole service, with a Postgres and a Valkey of its own."""
+        folder, postgres, valkey = self._stack.enter_context(servers())
+        upgrade(postgres.url)
+        environment = variables(folder, postgres, valkey) | {
+            "MODEL": str(self._model.absolute()),
+            "ADVISOR_THREADS": str(self._threads),
+            "ADVISOR_HOME": str(folder / "home"),
+        }
+        served = self._stack.enter_context(serving(environment))
+        beside = {pid for pid in (postgres.pid, valkey.pid) if pid is not None}
+        calibration = load_manifest(self._model).calibration
+        ask = advised(self._client, served, calibration)
+        self._add(name, ask, lambda: served.cpu_s() + sessions_cpu_s(beside), exact)
+
+    def vllm(self, environment: Path, exact: str) -> None:
+        """Labels, and JSON, of one server."""
+        log = self._home / "vllm.log"
+        server = vllm_server(environment, self._model, self._threads, log)
+        running = self._stack.enter_context(server)
+        options = replace(self._options, vllm_url=running.url, vllm_model="advisor")
+        labels = reading(self._policy(options, self._model))
+        self._add("vLLM, labels", labels, running.cpu_s, exact)
+        self._add("vLLM, JSON", chatting(self._client, running.url), running.cpu_s, exact)
+
+    def llama(self, llama: Llama, exact: str) -> None:
+        """JSON and a letter, each of a server of its own: what one has read it would keep for the
+        other."""
+        for name in ("JSON", "letter"):
+            log = self._home / f"llama-{name}.log"
+            running = self._stack.enter_context(llama_server(llama, self._threads, log))
+            ask = (
+                chatting(self._client, running.url)
+                if name == "JSON"
+                else lettering(self._client, running.url, self._encoder)
+            )
+            self._add(f"llama.cpp, {name}", ask, running.cpu_s, exact)
+
+    def decisions(self, environment: Path) -> None:
+        """vLLM's `/v1/systemone`, and the model that it takes read here."""
+        model, exact = self._home / "decision-model", "this process, as Qwen3"
+        as_decision_model(self._model, model)
+        self.in_process(exact, model, self._home)
+        server = vllm_server(environment, model, self._threads, self._home / "systemone.log")
+        running = self._stack.enter_context(server)
+        ask = asking(self._client, running.url)
+        self._add("vLLM, /v1/systemone, as Qwen3", ask, running.cpu_s, exact)
 
 
 async def _measured(
-    model: Path, vllm: str, llama: str, requests: int, threads: int
-) -> dict[tuple[str, int], Load]:
-    options = BackendOptions(roots=(model.parent,), threads=threads, max_queue=64)
-    policies = {"in process": Backends(options).load(model)}
-    if vllm:
-        served = replace(options, vllm_url=vllm, vllm_model="advisor")
-        policies["vLLM, labels"] = Backends(served).load(model)
-    peers = {name: reading(policy) for name, policy in policies.items()}
-    async with httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client:
-        for name, url in (("vLLM, JSON", vllm), ("llama.cpp, JSON", llama)):
-            if url:
-                peers[name] = chatting(client, url, "advisor")
-        loads = await compared(peers, (1, 8, 32), requests)
-    for policy in policies.values():
-        await policy.aclose()
-    return loads
+    home: Path, model: Path, threads: int, turns: int, requests: int
+) -> dict[tuple[str, int], Figures]:
+    asked = sum(requests * max(clients, 8) for clients in ROUNDS)
+    scenarios = iter(real_scenarios(WARM_UP + turns * asked))
+    async with AsyncExitStack() as stack:
+        peers, exact = Peers(home, model, threads, stack), "this process"
+        peers.in_process(exact, model)
+        peers.service("/advise", exact)
+        vllm, llama = installed_vllm(home), installed_llama(home)
+        if llama is not None:
+            peers.llama(llama, exact)
+        if vllm is not None:
+            peers.vllm(vllm, exact)
+            peers.decisions(vllm)
+        found = await compared(peers.by_name, scenarios, ROUNDS, turns, requests)
+    return {
+        (name, clients): figures(each, found[peers.exact[name], clients])
+        for (name, clients), each in found.items()
+    }
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="folder of the whole model that all serve")],
-    vllm: Annotated[str, typer.Option(help="URL of a vLLM that serves it as `advisor`")] = "",
-    llama: Annotated[str, typer.Option(help="URL of a llama.cpp server")] = "",
-    requests: Annotated[int, typer.Option(help="decisions for each number of clients")] = 32,
-    threads: Annotated[int, typer.Option(help="of the model in this process")] = 2,
+    home: Annotated[
+        Path,
+        typer.Argument(help="where bench/serving/beside/install.sh put them; their logs go there"),
+    ] = Path("var/tools/peers"),
+    model: Annotated[
+        Path | None, typer.Option(help="folder of the whole model that all serve")
+    ] = None,
+    requests: Annotated[
+        int, typer.Option(help="of each client in a turn; a single one sends eight times as many")
+    ] = 2,
+    turns: Annotated[int, typer.Option(help="for each number of clients")] = 3,
+    threads: Annotated[int, typer.Option(help="that multiply, in each of them")] = 1,
 ) -> None:
-    """Measure, print, remember."""
-    loads = asyncio.run(_measured(model, vllm, llama, requests, threads))
-    table = Table(title=f"{requests} decisions each, {threads} threads", title_justify="left")
-    for column in ("how", "clients", "p50, ms", "p99, ms", "decisions/s"):
+    """Start, measure, print, remember, stop."""
+    model = model or import_smollm2(read_settings().models_dir, console.print)
+    home.mkdir(parents=True, exist_ok=True)
+    begun = machine()
+    measured = asyncio.run(_measured(home, model, threads, turns, requests))
+    ended = machine()
+    Console(width=WIDE).print(shown(measured, threads, f"load {begun['load']} to {ended['load']}"))
+    record("peers", told(measured) | {"requests": requests, "turns": turns, "threads": threads})
+
+
+def shown(measured: Mapping[tuple[str, int], Figures], threads: int, load: str) -> Table:
+    """For people."""
+    here = machine()
+    title = f"{here['cpu']}, {' '.join(here['features'])}; {load}; threads of each: {threads}"
+    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    for column in ("how", "clients", "decisions/s (turns)", "p50 ms", "p99 ms", "CPU s"):
         table.add_column(column, justify="left" if column == "how" else "right")
-    figures: dict[str, float] = {"requests": requests, "threads": threads}
-    for (name, clients), load in loads.items():
-        p50, p99 = (1e3 * load.quantile(share) for share in (0.5, 0.99))
-        table.add_row(name, f"{clients}", f"{p50:,.0f}", f"{p99:,.0f}", f"{load.rate:.2f}")
-        short = f"{name.replace(', ', '_').replace(' ', '_')}_{clients}"
-        figures |= {f"{short}_p50_ms": p50, f"{short}_p99_ms": p99, f"{short}_per_s": load.rate}
-    Console().print(table)
-    record("peers", figures)
+    for column in ("valid", "likeliest", "decided", "labels"):
+        table.add_column(column, justify="right")
+    for (name, clients), each in measured.items():
+        table.add_row(
+            *(name, f"{clients}", f"{each.rate:.2f} ({each.slowest:.2f}-{each.fastest:.2f})"),
+            *(f"{1e3 * each.p50:,.0f}", f"{1e3 * each.p99:,.0f}", f"{each.cpu_s:.3f}"),
+            *(f"{each.valid:.1%}", f"{each.likeliest:.1%}", f"{each.decided:.1%}"),
+            f"{each.labels}",
+        )
+    return table
+
+
+def told(measured: Mapping[tuple[str, int], Figures]) -> dict[str, float]:
+    """For the history."""
+    figures: dict[str, float] = {}
+    for (name, clients), each in measured.items():
+        short = f"{'_'.join(re.findall(r'[a-z0-9]+', name.lower()))}_{clients}"
+        figures |= {
+            f"{short}_p50_ms": 1e3 * each.p50,
+            f"{short}_p99_ms": 1e3 * each.p99,
+            f"{short}_per_s": each.rate,
+            f"{short}_cpu_s": each.cpu_s,
+            f"{short}_decided": each.decided,
+        }
+    return figures
 
 
 if __name__ == "__main__":

@@ -91,12 +91,12 @@ start() { # URL MODEL OPTIONS
 if [ ! -f "$model/manifest.json" ] && [ $# = 0 ]; then
   "$python" -c 'import pathlib; from app.policy.in_process.importer import import_smollm2; import_smollm2(pathlib.Path("var/models"), print)'
 fi
-[ -f "$model/manifest.json" ] || { echo "no imported model at $model" >&2; exit 2; }
 install
 case ${VLLM_ONLY:-} in
   install) exit 0 ;;
   serve) serve "$model" "$port" ;;
 esac
+[ -f "$model/manifest.json" ] || { echo "no imported model at $model" >&2; exit 2; }
 for address in "$url" "$decisions"; do
   if healthy "$address"; then
     echo "something already answers at $address: set VLLM_PORT" >&2

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
+import httpx
 import pytest
 
 from app.domain.model.manifest import Calibration
@@ -146,6 +147,32 @@ async def test_transformers_and_vllm_choose_the_same_actions() -> None:
     print(f"same action {same} of {SCENARIOS}, {used} different ones; largest gap {largest:.2e}")
     assert same >= 0.99 * SCENARIOS
     assert largest < 1e-2
+
+
+async def test_a_prompt_says_nearly_the_same_alone_and_among_others() -> None:
+    """Nothing of it is in the server's cache, either time: each is salted."""
+    encoder = PromptEncoder.from_directory(Path(os.environ["VLLM_MODEL_DIRECTORY"]))
+    prompts = [[*encoder.head, *encoder.encode(prompt)] for prompt in real_prompts(32)]
+    labels = list(encoder.label_ids)
+    asked: dict[str, object] = {"model": "advisor", "max_tokens": 1, "temperature": 0}
+    asked |= {"logprobs": 1, "logprob_token_ids": labels, "allowed_token_ids": labels}
+    asked |= {"return_tokens_as_token_ids": True}
+
+    async def read(client: httpx.AsyncClient, number: int, salt: str) -> list[float]:
+        body = asked | {"prompt": prompts[number], "cache_salt": f"{salt}-{number}"}
+        reply = await client.post("/v1/completions", json=body)
+        [told] = reply.raise_for_status().json()["choices"][0]["logprobs"]["top_logprobs"]
+        return [told[f"token_id:{label}"] for label in labels]
+
+    async with httpx.AsyncClient(base_url=str(URL), timeout=600) as client:
+        alone = [await read(client, number, "alone") for number in range(8)]
+        among = await asyncio.gather(*(read(client, turn, "among") for turn in range(32)))
+    gaps = [
+        max(abs(a - b) for a, b in zip(one, other, strict=True))
+        for one, other in zip(alone, among[:8], strict=True)
+    ]
+    print(f"{sum(gap == 0 for gap in gaps)} of 8 the same to the bit; largest gap {max(gaps):.2e}")
+    assert max(gaps) < 1e-2
 
 
 async def test_a_rationale_comes_from_the_same_endpoint() -> None:
