@@ -57,11 +57,15 @@ IN_COLUMNS = (
 """Fields of a decision that are columns as they are."""
 MARK = "direction"
 """A column that is null where a scenario stands whole in JSON: every candidate has one."""
+RECORD_COLUMNS = (HEAD, USER, "request_hash", "schema_version")
+"""What of the record is in columns, that are null where its JSON says it."""
 _PROPOSED = ("label", "probabilities", "label_mass")
 """Columns that make a proposal."""
 REPORTED: dict[str, type[Record]] = {"agent_actions": AgentAction, "outcomes": Outcome}
 """What the tables of reports hold that columns do not say all of."""
 ADVICE_IN_COLUMNS = tuple(name for name in Advice.model_fields if name in tables.advices.c)
+LATER = {name: {column.name for column in new} for name, new in tables.REPORTED_LATER.items()}
+_SAID = {name: {*tables.metadata.tables[name].c.keys()} for name in REPORTED}
 _REVIEWED: Json = {"vetoes": [], "caps": []}
 """What most reviews say."""
 _ELSEWHERE = {*IN_COLUMNS, "scenario", "advices", "limits", "prompt"}
@@ -91,8 +95,7 @@ class _Object(NamedTuple):
         told: Json = {}
         if type(value) is not dict:
             return False
-        said = {name: item for name, item in value.items() if item is not None}
-        if not said or _put(said, self.places, told):
+        if _put(value, self.places, told) or not told:
             return False
         columns |= told
         return True
@@ -138,19 +141,24 @@ _EARLIER = {
 }
 """What columns said before the others came."""
 _SECTIONED = _sections()
-_NO_COLUMNS = {
-    tables.column_of(path): None for paths in tables.SCENARIO.values() for path in paths.split()
-}
+_NO_COLUMNS: Json = dict.fromkeys(
+    [
+        *(tables.column_of(path) for paths in tables.SCENARIO.values() for path in paths.split()),
+        *RECORD_COLUMNS,
+    ]
+)
 
 
 class Lean(NamedTuple):
-    """A decision as it is stored: the columns of its scenario, JSON of the decision and of each
-    advice, and the parts that it shares with others, by hash."""
+    """A decision as it is stored: columns that say what JSON said once, JSON of the decision and of
+    each advice, what columns say of each advice's calibration, and the parts that it shares with
+    others, by hash."""
 
     columns: Json
     scenario: Json
     record: Json
     advices: list[Json]
+    calibrations: list[str | None]
     shared: Json
 
 
@@ -163,8 +171,10 @@ class Form(IntEnum):
     """So is what is empty, also of a control."""
     SAID = 2
     """So is what the model said, and what reviews let pass: columns say it."""
-    LEAN = 3
-    """So are the values of the scenario: as it is written now."""
+    SCENARIO = 3
+    """So are the values of the scenario."""
+    LEAN = 4
+    """So is the prompt, and hashes: as it is written now."""
 
 
 def lean(
@@ -180,7 +190,8 @@ def lean(
     scenario, limits = document["scenario"], document["limits"]
     if (limits_hash or content_hash(limits)) != document["limits_hash"]:
         rest = {name: document[name] for name in document if name not in ("scenario", "advices")}
-        return Lean(dict(_NO_COLUMNS), scenario, rest, document["advices"], {})
+        advices = document["advices"]
+        return Lean(dict(_NO_COLUMNS), scenario, rest, advices, [None] * len(advices), {})
     _, head, user = document["prompt"]
     record = {name: value for name, value in document.items() if name not in _ELSEWHERE}
     if empty_too:
@@ -192,25 +203,64 @@ def lean(
         record["control_review"] = _without(review, _reviewed(scenario["plan"]))
     record |= {HEAD: _text_hash(head), USER: user}
     shared = {document["limits_hash"]: limits, record[HEAD]: head}
-    advices = []
+    columns = dict(_NO_COLUMNS)
+    if form is Form.LEAN:
+        columns |= {name: record.pop(name) for name in RECORD_COLUMNS}
+        if not record["control_review"]:
+            del record["control_review"]
+    advices, calibrations = [], []
     for advice in document["advices"]:
-        calibration = advice["calibration"]
-        name = content_hash(calibration)
-        shared[name] = calibration
-        kept = {key: value for key, value in advice.items() if key not in ADVICE_IN_COLUMNS}
-        if form >= Form.SAID:
-            kept = _said_in_json(advice, kept)
-        advices.append(without_defaults(Advice, kept, empty_too) | {"calibration": name})
+        name = content_hash(advice["calibration"])
+        shared[name] = advice["calibration"]
+        kept = _lean_advice(advice, form)
+        advices.append(kept if form is Form.LEAN else kept | {"calibration": name})
+        calibrations.append(name if form is Form.LEAN else None)
+    return Lean(
+        columns, _lean_scenario(scenario, columns, form), record, advices, calibrations, shared
+    )
+
+
+def _lean_advice(advice: Mapping[str, Any], form: Form) -> Json:
+    """What of an advice JSON says, but for its calibration."""
+    kept = {key: value for key, value in advice.items() if key not in ADVICE_IN_COLUMNS}
+    if form >= Form.SAID:
+        kept = _said_in_json(advice, kept)
+    kept = without_defaults(Advice, kept, form > Form.FULL)
+    if form is Form.LEAN:
+        if not kept.get("reading", True):
+            del kept["reading"]
+        if not kept.setdefault("review", None) and advice["review"]:
+            del kept["review"]
+    return kept
+
+
+def _lean_scenario(scenario: Json, columns: Json, form: Form) -> Json:
+    """What of a scenario JSON says; the rest is put into columns."""
+    empty_too = form > Form.FULL
+    if form >= Form.SCENARIO:
+        scenario = _into_columns(scenario, columns)
     sections = {
         name: without_defaults(_SECTIONS[name], value, empty_too)
         if name in _SECTIONS and value
         else value
         for name, value in scenario.items()
     }
-    left, columns = without_defaults(Scenario, sections, empty_too), dict(_NO_COLUMNS)
-    if form is Form.LEAN:
-        left = _into_columns(left, columns)
-    return Lean(columns, left, record, advices, shared)
+    left = without_defaults(Scenario, sections, empty_too)
+    if form >= Form.SCENARIO:
+        left = {name: value for name, value in left.items() if value != {}}
+    return left
+
+
+def forms_of(row: Mapping[str, Any]) -> list[Form]:
+    """In which forms a row of `decisions` may be, the newest last."""
+    if row[HEAD] is not None:
+        return [Form.LEAN]
+    return [Form.SCENARIO] if row[MARK] is not None else [Form.FULL, Form.EMPTIED, Form.SAID]
+
+
+def is_whole(row: Mapping[str, Any]) -> bool:
+    """Whether a row of `decisions` shares nothing with others."""
+    return row[HEAD] is None and HEAD not in row["record"]
 
 
 def whole_scenario(row: Mapping[str, Any]) -> Any:
@@ -233,8 +283,10 @@ def whole_record(row: Mapping[str, Any], shared: Mapping[str, Any]) -> Json:
     if not isinstance(row["record"], dict):
         raise InvalidRecord("the record is no JSON object")
     record = dict(row["record"])
-    if HEAD not in record:
+    if is_whole(row):
         return record
+    if row[HEAD] is not None:
+        record = {name: row[name] for name in RECORD_COLUMNS} | {"control_review": {}} | record
     head, user = _part(shared, record.pop(HEAD)), record.pop(USER, None)
     columns = {name: row[name] for name in IN_COLUMNS}
     limits = _part(shared, row["limits_hash"])
@@ -248,6 +300,11 @@ def whole_advice(row: Mapping[str, Any], shared: Mapping[str, Any]) -> Json:
     name = _named(row, "calibration")
     if name is None:
         return record
+    if not isinstance(record, dict):
+        raise InvalidRecord("the advice is no JSON object")
+    if row["calibration"] is not None:
+        reading: Json = {} if row["log_probabilities"] is None else {"reading": {}}
+        record = {"review": {}, **reading, **record}
     columns = {column: row[column] for column in ADVICE_IN_COLUMNS}
     whole = {**columns, **record, "calibration": _part(shared, name)}
     if row["log_probabilities"] is not None and isinstance(whole.get("reading"), dict):
@@ -259,10 +316,17 @@ def whole_advice(row: Mapping[str, Any], shared: Mapping[str, Any]) -> Json:
     return whole
 
 
-def lean_report(table: Table, document: Mapping[str, Any]) -> Json:
-    """What of a report no column of its table says, nor its defaults."""
-    left = without_defaults(REPORTED[table.name], document)
-    return {name: value for name, value in left.items() if name not in table.c}
+def lean_report(table: Table, document: Mapping[str, Any], later: bool = True) -> Json:
+    """What of a report no column of its table says, nor its defaults; `later` are columns that rows
+    of before migration 0027 do not have."""
+    said = _SAID[table.name] if later else _SAID[table.name] - LATER[table.name]
+    rest = {name: value for name, value in document.items() if name not in said}
+    return without_defaults(REPORTED[table.name], rest)
+
+
+def of_before(table: Table, row: Mapping[str, Any]) -> bool:
+    """Whether a row of reports says nothing in the columns that came with migration 0027."""
+    return all(row[name] is None for name in LATER[table.name])
 
 
 def whole_report(table: Table, row: Mapping[str, Any]) -> Json:
@@ -275,10 +339,12 @@ def whole_report(table: Table, row: Mapping[str, Any]) -> Json:
 
 
 def forms_of_report(table: Table, document: Mapping[str, Any]) -> list[Json]:
-    """How the JSON of a report's row may stand there, the newest form first."""
+    """How the JSON of a report's row may stand there: as it is written, and as releases of before
+    did, the newest first."""
     shape = REPORTED[table.name]
-    of_before = [without_defaults(shape, document, empty_too) for empty_too in (True, False)]
-    return [lean_report(table, document), *of_before, dict(document)]
+    earlier = [without_defaults(shape, document, empty_too) for empty_too in (True, False)]
+    said = (lean_report(table, document, later) for later in (True, False))
+    return [*said, *earlier, dict(document)]
 
 
 def _into_columns(scenario: Json, columns: Json) -> Json:
@@ -291,9 +357,12 @@ def _into_columns(scenario: Json, columns: Json) -> Json:
 
 
 def _put(values: Json, fields: Mapping[str, _Place | _Object], columns: Json) -> Json:
+    """What of a section's values has no column. A null of one that has is nothing to be kept."""
     rest = {}
     for name, value in values.items():
         place = fields.get(name)
+        if value is None and place is not None:
+            continue
         if type(place) is _Place and type(value) is place.kind:
             if place.made is None:
                 columns[place.column] = value
@@ -424,7 +493,9 @@ def _text_hash(text: str) -> str:
 
 
 def _named(row: Mapping[str, Any], part: str) -> str | None:
-    """The hash under which a row's record names a part, whatever somebody has made of it."""
+    """The hash under which a row names a part, whatever somebody has made of it."""
+    if row[part] is not None:
+        return str(row[part])
     record = row["record"]
     name = record.get(part) if isinstance(record, dict) else None
     return name if isinstance(name, str) else None

@@ -70,10 +70,10 @@ def decision_row(decision: Decision, lean: Lean, payload: bytes) -> Row:
 
 def advice_rows(decision: Decision, lean: Lean) -> list[Row]:
     """One row of `advices` per model version, in the order of the record."""
-    both = zip(decision.advices, lean.advices, strict=True)
+    each = zip(decision.advices, lean.advices, lean.calibrations, strict=True)
     return [
-        _advice_row(decision, ordinal, advice, written)
-        for ordinal, (advice, written) in enumerate(both)
+        _advice_row(decision, ordinal, advice, written) | {"calibration": calibration}
+        for ordinal, (advice, written, calibration) in enumerate(each)
     ]
 
 
@@ -118,6 +118,7 @@ def control_row(decision: Decision) -> Row | None:
         "reported_by": None,
         "arrival": None,
         **_columns(tables.agent_actions, decision.control),
+        "targets": list(decision.control.targets) or None,
         "record": lean_report(tables.agent_actions, decision.control.as_json()),
     }
 
@@ -127,6 +128,7 @@ def report_row(event: Event, report: Report, document: Mapping[str, Any]) -> Row
     row: Row = {"event_key": event.key}
     if isinstance(report, AgentActionReport):
         row |= _columns(tables.agent_actions, report, report.action)
+        row["targets"] = list(report.action.targets) or None
         row["record"] = lean_report(tables.agent_actions, document["action"])
     elif isinstance(report, OutcomeReport):
         row |= _columns(tables.outcomes, report, report.outcome)

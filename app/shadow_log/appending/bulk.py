@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -25,6 +25,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
+from app.shadow_log.schema.tables import Digest, hash_bytes
+
 _COPY_TYPES = {
     Uuid: "uuid",
     DateTime: "timestamptz",
@@ -32,7 +34,12 @@ _COPY_TYPES = {
     Double: "float8",
     Boolean: "bool",
 }
-_COPY_TYPES |= {Integer: "int4", JSONB: "jsonb"}
+_COPY_TYPES |= {Integer: "int4", JSONB: "jsonb", Digest: "bytea"}
+_WRITTEN: dict[type[TypeEngine[Any]], Callable[[Any], Any]] = {
+    JSONB: lambda value: Jsonb(value, orjson.dumps),
+    Digest: hash_bytes,
+}
+"""How a value is sent whose type is not what Python has."""
 
 
 def _copy_type(of: TypeEngine[Any]) -> str:
@@ -49,9 +56,17 @@ async def insert_new(
     parameters as there are values."""
     if not rows:
         return []
+    hashes = [name for name in rows[0] if isinstance(table.c[name].type, Digest)]
+    if hashes:
+        rows = [{**row, **{name: _in_json(row[name]) for name in hashes}} for row in rows]
     sent = {"rows": orjson.dumps(rows).decode()}
     inserted = await connection.execute(_insert(table, tuple(rows[0]), key), sent)
     return list(inserted.scalars())
+
+
+def _in_json(said: str) -> str:
+    """What Postgres reads in JSON as the bytes of a hash."""
+    return f"\\x{hash_bytes(said).hex()}"
 
 
 @cache
@@ -71,7 +86,7 @@ async def copy(
     if not rows:
         return
     columns = [table.c[name] for name in rows[0]]
-    documents = [isinstance(column.type, JSONB) for column in columns]
+    written = [_WRITTEN.get(type(column.type)) for column in columns]
     raw = (await connection.get_raw_connection()).driver_connection
     assert isinstance(raw, psycopg.AsyncConnection)
     names = ", ".join(f'"{column.name}"' for column in columns)
@@ -79,7 +94,7 @@ async def copy(
     async with raw.cursor() as cursor, cursor.copy(statement) as sent:
         sent.set_types([_copy_type(column.type) for column in columns])
         for row in rows:
-            values = zip(row.values(), documents, strict=True)
+            values = zip(row.values(), written, strict=True)
             await sent.write_row(
-                [Jsonb(value, orjson.dumps) if document else value for value, document in values]
+                [value if made is None or value is None else made(value) for value, made in values]
             )

@@ -15,7 +15,10 @@ from uuid import UUID
 import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-_CLAIMS = "SELECT decision_id, request_hash FROM decision_keys WHERE decision_id = ANY(%s::uuid[])"
+_CLAIMS = (
+    "SELECT decision_id, advisor_hash_text(request_hash) FROM decision_keys"
+    " WHERE decision_id = ANY(%s::uuid[])"
+)
 """Ids are sent as one text: as a list each would be converted by itself, in twice the time."""
 
 

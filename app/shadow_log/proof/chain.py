@@ -132,7 +132,7 @@ async def _check_own_rows(
 
 
 _ROWS = [
-    ("decision", "decision_keys", "decision_id::text", "request_hash"),
+    ("decision", "decision_keys", "decision_id::text", "advisor_hash_text(request_hash)"),
     *((kind.value, str(table.name), "event_key", "event_key") for kind, table in REPORTS.items()),
     *(
         (kind, str(table.name), f"{tables.OWN_KEYS[kind][0]}::text", tables.OWN_KEYS[kind][1])
@@ -166,7 +166,7 @@ _QUERIES = [
         Fault.OTHER_THAN_LINKED,
         "SELECT l.kind, l.key FROM decisions d JOIN event_links l ON l.key = d.decision_id::text"
         " AND l.kind = 'decision' AND l.fate = 'event'"
-        " WHERE l.payload <> '' AND l.payload <> d.record_hash",
+        " WHERE l.payload <> '' AND l.payload <> advisor_hash_text(d.record_hash)",
     ),
     (
         Fault.LINKED_TWICE,

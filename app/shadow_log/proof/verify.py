@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import DateTime, and_, exists, func, or_, select, true
+from sqlalchemy import DateTime, Table, and_, exists, func, or_, select, true
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -22,7 +22,15 @@ from app.domain.text import counted
 from app.shadow_log.appending.batch import REPORTS
 from app.shadow_log.comparisons import differing, differing_days
 from app.shadow_log.database import connect, translated_errors
-from app.shadow_log.lean import HEAD, MARK, Form, forms_of_report, lean, whole_report
+from app.shadow_log.lean import (
+    LATER,
+    forms_of,
+    forms_of_report,
+    is_whole,
+    lean,
+    of_before,
+    whole_report,
+)
 from app.shadow_log.proof.chain import check_chain, check_links, check_promises, payloads_of
 from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.rows import (
@@ -193,33 +201,37 @@ def _is_control_of(decision: Decision, stored: list[Row]) -> bool:
         kept = AgentAction.from_json(whole_report(tables.agent_actions, stored[0]))
     except InvalidRecord:
         return False
+    control = _as_of_before(tables.agent_actions, control, stored[0])
     return kept == decision.control and not _differences(control, stored[0])
+
+
+def _as_of_before(table: Table, expected: Row, stored: Row) -> Row:
+    """What the columns of a report are expected to say; of a row of before some say nothing."""
+    if table.name not in LATER or not of_before(table, stored):
+        return expected
+    return expected | dict.fromkeys(LATER[table.name])
 
 
 def _wrong_columns(
     decision: Decision, document: Row, payload: bytes, row: Row, advices: list[Row]
 ) -> list[str]:
     """Columns whose stored value is not what the record says."""
-    of_before = [
-        lean(document, decision.limits_hash, form=form) for form in Form if form < Form.LEAN
-    ]
-    # Of a release of before: its scenario stands in the JSON alone.
-    forms = of_before if row[MARK] is None else [lean(document)]
-    apart = forms[-1]
+    written = [lean(document, decision.limits_hash, form=form) for form in forms_of(row)]
+    apart = written[-1]
     expected = decision_row(decision, apart, payload) | {"record_hash": row["record_hash"]}
     wrong = _differences(expected, row)
-    is_lean = HEAD in row["record"]
+    is_lean = not is_whole(row)
     if is_lean:
         for name in JSON_COLUMNS:
-            if not any(_given_back(row[name], getattr(form, name)) for form in forms):
+            if not any(_given_back(row[name], getattr(form, name)) for form in written):
                 wrong.append(name)
     for advice, kept in zip(advice_rows(decision, apart), advices, strict=True):
-        ordinal, written = advice["ordinal"], forms
-        if all(kept[name] is None for name in ADDED):
+        ordinal, forms = advice["ordinal"], written
+        if len(written) > 1 and all(kept[name] is None for name in ADDED):
             # Of a release of before: what it read stands in the JSON alone.
-            advice, written = advice | dict.fromkeys(ADDED), of_before
+            advice, forms = advice | dict.fromkeys(ADDED), written[:-1]
         names = _differences(advice, kept)
-        records = [form.advices[ordinal] for form in written]
+        records = [form.advices[ordinal] for form in forms]
         if is_lean and not any(_given_back(kept["record"], record) for record in records):
             names.append("record")
         wrong += [f"advice {ordinal} {name}" for name in names]
@@ -264,7 +276,8 @@ async def _check_gaps(
     decisions."""
     keys, decisions, advices = tables.decision_keys, tables.decisions, tables.advices
     dropped = set(await connection.scalars(select(tables.dropped_months.c.month)))
-    same_claim = decisions.c.record["request_hash"].astext == keys.c.request_hash
+    in_json = func.advisor_hash_bytes(decisions.c.record["request_hash"].astext)
+    same_claim = func.coalesce(decisions.c.request_hash, in_json) == keys.c.request_hash
     for fault, table, other, matches in (
         (Fault.KEY_WITHOUT_ROW, keys, decisions, true()),
         (Fault.ROW_WITHOUT_KEY, decisions, keys, same_claim),
@@ -309,10 +322,12 @@ def _wrong_in_report(event: Event, kind: EventKind, row: Row) -> list[str]:
     """Columns of a stored report that are not as they would be written now; its JSON may stand
     there as a release of before wrote it."""
     document = event.document()
-    wrong = _differences(report_row(event, report_of(kind, row), document), row)
+    expected = report_row(event, report_of(kind, row), document)
+    wrong = _differences(_as_of_before(REPORTS[kind], expected, row), row)
     if kind in CORRECTABLE:
         said = document["action" if kind is EventKind.AGENT_ACTION else "outcome"]
-        forms = forms_of_report(REPORTS[kind], said)
+        newest, *earlier = forms_of_report(REPORTS[kind], said)
+        forms = earlier if of_before(REPORTS[kind], row) else [newest]
         if not any(_given_back(row["record"], form) for form in forms):
             wrong.append("record")
     return wrong

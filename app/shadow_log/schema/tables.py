@@ -30,9 +30,11 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0026"
+from app.domain.errors import InvalidRecord
+
+REVISION = "0027"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -45,6 +47,33 @@ metadata = MetaData(
 Time = DateTime(timezone=True)
 PAPER_REQUEST = r"^[A-Za-z0-9._-]+/[A-Z0-9]+/\d{8}T\d{4}$"
 """Request ids of paper runs, as the view `paper_books` tells them from others."""
+
+
+class Digest(TypeDecorator[str]):
+    """A content hash: 32 bytes here, `sha256:` and 64 digits everywhere else."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> bytes | None:
+        """Raises `InvalidRecord` for what is no hash."""
+        return None if value is None else hash_bytes(value)
+
+    def process_result_value(self, value: bytes | None, dialect: Any) -> str | None:
+        return None if value is None else f"{_HASHED}{value.hex()}"
+
+
+def hash_bytes(said: str) -> bytes:
+    """The bytes of a content hash. Raises `InvalidRecord` for what is none."""
+    try:
+        if len(said) == HASH_LENGTH and said.startswith(_HASHED):
+            return bytes.fromhex(said[len(_HASHED) :])
+    except ValueError:
+        pass
+    raise InvalidRecord(f"no content hash: {said[:100]!r}")
+
+
+_HASHED, HASH_LENGTH = "sha256:", 71
 
 
 def _now() -> Column[object]:
@@ -111,7 +140,7 @@ decision_keys = Table(
     "decision_keys",
     metadata,
     Column("decision_id", Uuid, primary_key=True),
-    Column("request_hash", Text, nullable=False),
+    Column("request_hash", Digest, nullable=False),
     Column("as_of", Time, nullable=False),
 )
 """One row per decision for ever, also after its partition is dropped: what makes a decision arrive
@@ -136,16 +165,20 @@ decisions = Table(
     Column("approve", Boolean),
     Column("control_veto_codes", ARRAY(Text), nullable=False),
     Column("prompt_version", Text, nullable=False),
-    Column("prompt_hash", Text, nullable=False),
+    Column("prompt_hash", Digest, nullable=False),
     Column("limits_version", Text, nullable=False),
-    Column("limits_hash", Text, nullable=False),
+    Column("limits_hash", Digest, nullable=False),
     Column("traceparent", Text),
     Column("scenario", JSONB, nullable=False),
     Column("record", JSONB, nullable=False),
-    Column("record_hash", Text, nullable=False),
+    Column("record_hash", Digest, nullable=False),
     _now(),
     Column("principal", Text),
     *(Column(column_of(path), kind) for kind, paths in SCENARIO.items() for path in paths.split()),
+    Column("request_hash", Digest),
+    Column("prompt_head", Digest),
+    Column("prompt_user", Text),
+    Column("schema_version", Text),
     PrimaryKeyConstraint("decision_id", "as_of"),
     Index(None, "as_of"),
     Index(None, "symbol", "as_of"),
@@ -161,7 +194,7 @@ advices = Table(
     Column("as_of", Time, nullable=False),
     Column("ordinal", Integer, nullable=False),
     Column("model_version", Text, nullable=False),
-    Column("manifest_hash", Text, nullable=False),
+    Column("manifest_hash", Digest, nullable=False),
     Column("role", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("abstain_reason", Text),
@@ -180,10 +213,39 @@ advices = Table(
     Column("expected_r", Double),
     Column("log_probabilities", ARRAY(Double)),
     Column("probabilities", ARRAY(Double)),
+    Column("calibration", Digest),
     PrimaryKeyConstraint("decision_id", "as_of", "ordinal"),
     Index(None, "model_version", "as_of"),
     postgresql_partition_by="RANGE (as_of)",
 )
+
+REPORTED_LATER = {
+    "agent_actions": (
+        *(Column(name, Double) for name in ("entry", "stop", "atr_at_entry")),
+        Column("decided_at", Time),
+        *(Column(name, Boolean) for name in ("llm_decision", "llm_approval")),
+        Column("targets", ARRAY(Double)),
+        *(
+            Column(name, Text)
+            for name in ("llm_error", "llm_model", "reason", "take_profit_strategy", "micro_plan")
+        ),
+    ),
+    "outcomes": (
+        *(
+            Column(name, Double)
+            for name in (
+                "exit_price",
+                "fees",
+                "slippage",
+                "pnl_pct",
+                "max_price",
+                "holding_seconds",
+            )
+        ),
+        *(Column(name, Text) for name in ("outcome_word", "exit_reason")),
+    ),
+}
+"""Columns of reports that came with migration 0027; rows of before have what they say in JSON."""
 
 agent_actions = Table(
     "agent_actions",
@@ -199,6 +261,7 @@ agent_actions = Table(
     Column("record", JSONB, nullable=False),
     Column("reported_by", Text),
     Column("arrival", Integer),
+    *REPORTED_LATER["agent_actions"],
     Index(None, "decision_id"),
     Index(None, "recorded_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
 )
@@ -222,6 +285,7 @@ outcomes = Table(
     Column("record", JSONB, nullable=False),
     Column("reported_by", Text),
     Column("arrival", Integer),
+    *REPORTED_LATER["outcomes"],
     Index(None, "decision_id"),
     Index(None, "recorded_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
 )

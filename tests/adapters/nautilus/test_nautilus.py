@@ -53,7 +53,7 @@ async def test_every_entry_with_a_stop_is_a_decision_and_ends_with_its_outcome(
     assert api.settings.database_url is not None
     with psycopg.connect(api.settings.database_url.replace("+psycopg", "")) as connection:
         rows = connection.execute(
-            "SELECT d.scenario->'candidate'->>'direction', o.outcome, o.net_pnl, a.decision"
+            "SELECT d.direction, o.outcome, o.net_pnl, a.decision"
             " FROM decisions d JOIN outcomes o USING (decision_id)"
             " JOIN agent_actions a USING (decision_id)"
         ).fetchall()

@@ -376,9 +376,9 @@ def test_replay_of_a_mutilated_record_is_one_line(
     known = str(decision_id("r-1"))
     tamper(
         database_url,
-        f"UPDATE decisions SET record = record - 'control_review' WHERE decision_id = '{known}'",
+        f"UPDATE decisions SET schema_version = NULL WHERE decision_id = '{known}'",
     )
-    assert "(Decision: control_review: " in refusal(variables, "replay", known)
+    assert "(Decision: schema_version: " in refusal(variables, "replay", known)
 
 
 async def test_retention_shows_what_would_go_and_drops_it_when_told_to(

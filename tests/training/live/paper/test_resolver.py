@@ -157,7 +157,7 @@ async def test_a_decision_enters_at_one_bars_open_in_labels_paper_and_resolver(
     url = database_url.replace("+psycopg", "")
     with psycopg.connect(url) as connection:
         found = connection.execute(
-            "SELECT d.request_id, o.exit_time, (o.record ->> 'holding_seconds')::float"
+            "SELECT d.request_id, o.exit_time, o.holding_seconds"
             " FROM outcomes o JOIN decisions d USING (decision_id) WHERE o.arm = 'agent'"
         ).fetchall()
     by_resolver = {name: int(ended.timestamp() - held) for name, ended, held in found}
