@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import structlog
 import uvicorn
@@ -27,25 +31,31 @@ from app.api.explorer import acts, decision, drift, limits, pages
 from app.api.explorer.route import nowhere
 from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
-from app.domain.errors import ManifestMismatch, ModelFileError
+from app.domain.errors import AdvisorError, ManifestMismatch, ModelFileError
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.decision import Engine
+from app.domain.record.event import StateChange
 from app.journal.journal import Journal
 from app.journal.later import RequestQueue
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
-from app.metrics import Metrics
 from app.policy.backends import Backends
 from app.policy.deciders.decider import Decider
 from app.policy.deciders.table import keys_of, read_deciders
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
+from app.policy.reader.elsewhere import Reader
+from app.policy.reader.process import read_beside
 from app.policy.scripted import ScriptedPolicy
 from app.policy.versions.store import base_of, described
+from app.processes.metrics import Metrics
+from app.processes.parent import Parent, Seat
+from app.processes.siblings import Alone, OneOfSeveral
+from app.processes.totals import Snapshot
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.tasks import calm_garbage_collection
-from app.telemetry import UNOBSERVED, Telemetry
+from app.telemetry import UNOBSERVED, Telemetry, configure_log
 
 log = structlog.get_logger()
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -65,27 +75,109 @@ class Running:
     server: uvicorn.Server
     answering: asyncio.Task[None]
 
-    def stop(self) -> None:
-        """Answer what is under way, then end; when asked again, end at once."""
-        self.server.force_exit = self.server.should_exit
+    def stop(self, *, now: bool = False) -> None:
+        """Answer what is under way, then end; `now`, end at once."""
+        self.server.force_exit = self.server.force_exit or now
         self.server.should_exit = True
+
+    def signalled(self) -> None:
+        """Stop; when asked again, at once."""
+        self.stop(now=self.server.should_exit)
+
+    async def count(self) -> Snapshot:
+        """What this process has counted, as a scrape would find it."""
+        await self.service.observe_backlog()
+        return self.metrics.snapshot()
+
+    async def readiness(self) -> dict[str, Any]:
+        """How this process is."""
+        return await self.service.readiness()
+
+    def follow(self, change: StateChange, *, shared: bool) -> None:
+        """Enter a state that another process entered."""
+        self.service.controls.follow(change, shared=shared)
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises as `running`."""
+    """Serve until SIGTERM or SIGINT, by as many processes as the settings say. Raises as
+    `running`, and `StartFailed`."""
+    if settings.processes > 1:
+        asyncio.run(_several(settings))
+        return
 
     async def until_stopped() -> None:
         async with running(settings) as served:
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, served.stop)
+                asyncio.get_running_loop().add_signal_handler(number, served.signalled)
             await served.answering
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(until_stopped())
 
 
+async def _several(settings: Settings) -> None:
+    """The parent of several processes, which share one address, and one that runs the models."""
+    require_somebody(Tokens(*settings.who_may), settings.host)
+    with (
+        _bind(settings.host, settings.port) as listener,
+        TemporaryDirectory(prefix="advisor-", ignore_cleanup_errors=True) as folder,
+    ):
+        place = None if settings.vllm_url else Path(folder) / "reader"
+        seats = [
+            Seat(f"api-{number}", serve_beside, (settings, listener, place))
+            for number in range(1, settings.processes + 1)
+        ]
+        if place is not None:
+            asked = (backend_options(settings), place, settings.logs_json)
+            seats.append(Seat("reader", read_beside, asked, ends_last=True))
+        await Parent(seats).run()
+
+
+def serve_beside(
+    settings: Settings,
+    listener: socket.socket,
+    place: Path | None,
+    parent: socket.socket,
+    name: str,
+) -> None:
+    """Serve as one of several processes, until `parent` says otherwise or ends."""
+
+    async def until_stopped() -> None:
+        async with (
+            OneOfSeveral.under(parent, name) as siblings,
+            running(settings, beside=Beside(listener, siblings, place)) as served,
+        ):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, served.signalled)
+            siblings.ready(served, served.url)
+            await served.answering
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Of a terminal: the parent has it, too.
+    configure_log(settings.logs_json)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(until_stopped())
+        except AdvisorError:
+            sys.exit(2)  # The parent was told why.
+        except asyncio.CancelledError:
+            sys.exit(1)  # The parent has ended.
+
+
+class Beside(NamedTuple):
+    """What a process shares with others: a bound socket, what it says to them, and where the models
+    are read."""
+
+    listener: socket.socket
+    siblings: OneOfSeveral
+    reader: Path | None
+
+
 @asynccontextmanager
-async def running(settings: Settings, models: Models | None = None) -> AsyncIterator[Running]:
+async def running(
+    settings: Settings,
+    models: Models | None = None,
+    *,
+    beside: Beside | None = None,
+) -> AsyncIterator[Running]:
     """A service and its HTTP server, until the block ends. `models` are served instead of what the
     settings and the alias of the primary name.
 
@@ -96,26 +188,19 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
     """
     tokens = Tokens(*settings.who_may)
     require_somebody(tokens, settings.host)
-    listener = _bind(settings.host, settings.port)
+    listener = beside.listener if beside else _bind(settings.host, settings.port)
+    siblings = beside.siblings if beside else Alone()
     traces = traces_of(settings.traces, "advisor-api")
     metrics = Metrics() if traces is None else TracedMetrics(traces)
-    service = build(settings, metrics, models)
+    reader = Reader(beside.reader, metrics) if beside and beside.reader else None
+    service = build(settings, metrics, models, siblings, reader)
     try:
         await service.start()
         calm_garbage_collection()
         app = create_app()
         app.state.service, app.state.metrics, app.state.tokens = service, metrics, tokens
-        app.state.bars, app.state.looks = settings.bars_folder, settings.looks_folder
-        app.state.hosts, app.state.origins = settings.hosts, settings.origins
-        app.state.options = ApiOptions(
-            settings.max_body_bytes,
-            settings.max_candidates,
-            settings.deadline_ms,
-            settings.instance,
-            settings.max_values,
-            settings.max_extra_bytes,
-        )
-        app.state.buckets = Buckets(settings.rate_per_s, 2 * settings.rate_per_s)
+        app.state.siblings = siblings
+        _set_up(app, settings)
         listener.listen()  # From here on nobody is refused who connects.
         server = _Server(_configured(app, settings, metrics))
         answering = asyncio.create_task(server.serve(sockets=[listener]))
@@ -131,8 +216,26 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
     finally:
         listener.close()
         await service.aclose()
+        if reader is not None:
+            await reader.aclose()
         if traces is not None:
             await asyncio.to_thread(traces.close)
+
+
+def _set_up(app: FastAPI, settings: Settings) -> None:
+    """What a person may set about requests."""
+    app.state.bars, app.state.looks = settings.bars_folder, settings.looks_folder
+    app.state.hosts, app.state.origins = settings.hosts, settings.origins
+    app.state.options = ApiOptions(
+        settings.max_body_bytes,
+        settings.max_candidates,
+        settings.deadline_ms,
+        settings.instance,
+        settings.max_values,
+        settings.max_extra_bytes,
+    )
+    rate = settings.rate_per_s / settings.processes
+    app.state.buckets = Buckets(rate, 2 * rate)
 
 
 def _configured(app: FastAPI, settings: Settings, metrics: Metrics) -> BoundedConfig:
@@ -170,7 +273,13 @@ def create_app() -> FastAPI:
     return app
 
 
-def build(settings: Settings, metrics: Metrics, models: Models | None = None) -> Service:
+def build(
+    settings: Settings,
+    metrics: Metrics,
+    models: Models | None = None,
+    siblings: Alone | None = None,
+    reader: Reader | None = None,
+) -> Service:
     """Wire real parts. Raises `SettingsError` or `LimitsError`."""
     if not settings.database_url or not settings.redis_url:
         raise SettingsError(
@@ -178,8 +287,8 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         )
     shadow_log = ShadowLog.connect(settings.database_url)
     stream = StreamJournal(settings.redis_url, telemetry=metrics)
-    spool = Spool(settings.spool_dir, settings.max_spool_bytes, metrics)
-    backends = Backends(backend_options(settings, metrics))
+    spool = Spool(settings.spool_dir, settings.max_spool_bytes // settings.processes, metrics)
+    backends = Backends(replace(backend_options(settings, metrics), elsewhere=reader))
     return Service(
         Serving(pins(settings, models), backends, shadow_log, metrics),
         settings.limits,
@@ -192,6 +301,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         max_reports=settings.max_reports,
         deciders=deciders(settings),
         adopted=settings.home / "limits-adopted.json",
+        entered=(siblings or Alone()).entered,
     )
 
 
@@ -281,7 +391,7 @@ def _bounds(settings: Settings) -> Bounds:
         settings.max_headers,
         settings.request_s,
         settings.idle_s,
-        settings.max_connections,
+        ceil(settings.max_connections / settings.processes),
     )
 
 

@@ -120,6 +120,13 @@ class Settings(BaseSettings):
         description="`wall` judges at the time of the request, `request` at the scenario's own, to"
         " replay history",
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="API processes on that port, looked after by a parent; with several, one more"
+        " runs the model for all",
+    )
     threads: int = Field(
         1, ge=1, le=256, description="torch threads; 2 or more only on a quiet host"
     )

@@ -211,7 +211,8 @@ class Worth(NamedTuple):
 
 
 class Telemetry(Protocol):
-    """The port. `app.metrics.Metrics` counts; `Unobserved` does not. Seconds are monotonic."""
+    """The port. `app.processes.metrics.Metrics` counts; `Unobserved` does not. Seconds are
+    monotonic."""
 
     def answered(self, route: str, status: int) -> None:
         """One HTTP request, by its route's template."""

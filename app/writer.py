@@ -19,7 +19,7 @@ from app.domain.errors import JournalUnavailable
 from app.domain.principal import Principal, Role
 from app.domain.record.event import Entry
 from app.journal.drain import StreamDrain
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.settings import Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.checkpoint import Checkpointer, key_at

@@ -31,7 +31,7 @@ from app.domain.scenario import (
     Surroundings,
 )
 from app.main import create_app
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.schemas import AdviseResponse
 from tests.chaos.faults import FAULTS
 from training.__main__ import app as training

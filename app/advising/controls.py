@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import datetime
 from itertools import takewhile
@@ -66,6 +67,12 @@ class InForce(NamedTuple):
 
 
 Stamp = tuple[int, int, int]
+Told = Callable[[StateChange, bool], Coroutine[Any, Any, None]]
+"""Gets a change, and whether it is the stream's already."""
+
+
+async def nobody(change: StateChange, shared: bool) -> None:
+    """Nobody else follows it."""
 
 
 class Controls:
@@ -81,6 +88,8 @@ class Controls:
     profiles : folder of the others: NAME.toml judges what the principal NAME asks. It need not be
         there.
     kept : file for the copy of what was adopted.
+    entered : told each change that was set here, before it is answered: processes beside this one
+        follow it.
     """
 
     def __init__(
@@ -91,7 +100,9 @@ class Controls:
         shadow_log: ShadowLog,
         telemetry: Telemetry,
         kept: Path | None = None,
+        entered: Told = nobody,
     ) -> None:
+        self._entered = entered
         self._path = limits_path
         self._folder = profiles
         self._history = LimitsHistory(shadow_log)
@@ -161,14 +172,27 @@ class Controls:
         """Record a change, then enter it: the newest, whatever the clock says. HALTED takes effect
         here even when nothing could be recorded."""
         change = change.after(self.change)
-        if change.state is TradingState.HALTED:
+        halting = change.state is TradingState.HALTED
+        if halting:
             self._enter(change, shared=False)
-        async with self._changing:
-            with suppress(JournalUnavailable, InvalidRecord):
-                change = change.after(await self._journal.get_state())
-            receipt = await self._journal.set_state(change)
-            self._enter(change, shared=receipt.target == "stream")
+        told = asyncio.create_task(self._entered(change, False)) if halting else None
+        try:
+            async with self._changing:
+                with suppress(JournalUnavailable, InvalidRecord):
+                    change = change.after(await self._journal.get_state())
+                receipt = await self._journal.set_state(change)
+                shared = receipt.target == "stream"
+                self._enter(change, shared=shared)
+        finally:
+            if told is not None:
+                await told
+        await self._entered(change, shared)
         return receipt
+
+    def follow(self, change: StateChange, *, shared: bool) -> None:
+        """Enter what a process beside this one entered, as it did; of two changes the newer."""
+        if self.change is None or change.recorded_at >= self.change.recorded_at:
+            self._enter(change, shared=shared)
 
     async def refresh(self) -> None:
         """Follow the limits file and other replicas' state changes. Raises what keeps it from
@@ -431,7 +455,7 @@ def keep_adoptions(kept: Path, adoptions: Mapping[str, Adoption]) -> None:
     """Keep them for a start while Postgres is away. A disk that cannot is logged."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_suffix(".new")
+        beside = kept.with_suffix(f".{os.getpid()}")  # Other processes keep theirs here, too.
         beside.write_bytes(orjson.dumps([each._asdict() for each in adoptions.values()]))
         beside.chmod(0o600)
         beside.replace(kept)

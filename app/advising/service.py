@@ -89,6 +89,7 @@ class Service:
         now: Callable[[], datetime] = wall_clock,
         deciders: Sequence[Decider] = (),
         adopted: Path | None = None,
+        entered: controls.Told = controls.nobody,
     ) -> None:
         self.now = now
         self.by_wall_clock = by_wall_clock
@@ -97,7 +98,7 @@ class Service:
         self.shadow_log = shadow_log
         self.requests = requests
         self.serving = serving
-        self.controls = Controls(limits, profiles, journal, shadow_log, telemetry, adopted)
+        self.controls = Controls(limits, profiles, journal, shadow_log, telemetry, adopted, entered)
         self.trials = Trials(lambda: shadow_log.url, LimitsHistory(shadow_log), serving.options)
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.report_bounds = ReportBounds(max_reports)

@@ -35,6 +35,7 @@ from app.domain.record.decision import Role, Version
 from app.policy.backends import Backends
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
+from app.policy.reader.elsewhere import ReadElsewhere
 from app.policy.versions.files import read_text, refusals
 from app.policy.versions.store import base_of, find_version, load_manifest, report_beside
 from app.policy.withheld import WithheldPolicy
@@ -278,7 +279,14 @@ class Serving:
             for policy in self._policies
             if isinstance(policy, WithheldPolicy)
         }
-        return withheld | {alias: refused.because for alias, refused in self._refused.items()}
+        away = {
+            policy.manifest.model_version: policy.away
+            for policy in self._policies
+            if isinstance(policy, ReadElsewhere) and policy.away is not None
+        }
+        return (
+            withheld | away | {alias: refused.because for alias, refused in self._refused.items()}
+        )
 
     async def aclose(self) -> None:
         """Close every policy."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from app.domain.errors import AdvisorError, InvalidRecord
 from app.domain.record.decision import Decision
 from app.domain.record.event import Entry, Event, EventKind
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.telemetry import Stage
 
 if TYPE_CHECKING:

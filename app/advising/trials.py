@@ -80,7 +80,7 @@ class Trials:
     ) -> None:
         self._url = url
         self._history = history
-        self._options = replace(options, telemetry=UNOBSERVED)
+        self._options = replace(options, telemetry=UNOBSERVED, elsewhere=None)
         self._trials: dict[int, Trial] = {}
         self._running: asyncio.Task[None] | None = None
 

@@ -16,7 +16,7 @@ from app.domain.intake.units import doubts
 from app.domain.record.control import AgentAction
 from app.domain.record.outcome import Outcome
 from app.domain.scenario import LeftOut
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.schemas import (
     ACTION_NEEDS,
     ADVISE_NEEDS,

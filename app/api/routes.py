@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.advising.advise import Answer, Incoming
@@ -53,6 +54,9 @@ from app.domain.principal import Principal, Role
 from app.domain.record.event import EventKind
 from app.domain.scenario import LeftOut
 from app.journal.journal import Receipt
+from app.processes.channel import Unanswered
+from app.processes.metrics import Metrics
+from app.processes.siblings import Alone
 from app.schemas import (
     ADVISE_BODY,
     AGENT_ACTION,
@@ -377,14 +381,18 @@ async def get_decision(id: UUID, request: Request) -> Response:
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The process answers")
 async def healthz(request: Request) -> Response:
-    instance = request.app.state.options.instance
-    return Json({"status": "ok", **({"instance": instance} if instance else {})})
+    told = {
+        "instance": request.app.state.options.instance,
+        "process": request.app.state.siblings.name,
+    }
+    return Json({"status": "ok", **{name: value for name, value in told.items() if value}})
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Each dependency, and whether advice can be given and recorded")
 async def readyz(request: Request) -> Response:
-    report = await request.app.state.service.readiness()
+    siblings: Alone = request.app.state.siblings
+    report = await siblings.readiness(await request.app.state.service.readiness())
     if caller_of(request) is None:
         report = {"status": report["status"]}
     return Json(report, 503 if report["status"] == "unready" else 200)
@@ -393,6 +401,12 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     allowed(request, Role.METRICS)
-    await request.app.state.service.observe_backlog()
-    registry = request.app.state.metrics.registry
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    siblings: Alone = request.app.state.siblings
+    try:
+        several = await siblings.counted()
+    except Unanswered as error:
+        raise HTTPException(503, str(error)) from error
+    if not several:
+        await request.app.state.service.observe_backlog()
+    counted: Metrics = request.app.state.metrics
+    return Response(counted.exposition(several), media_type=CONTENT_TYPE_LATEST)

@@ -31,13 +31,18 @@ def up(
     raise typer.Exit(run_up(read_settings(), then, leave))
 
 
-def serve() -> None:
+def serve(
+    processes: Annotated[
+        int | None,
+        typer.Option(help="API processes on that port. Default: ADVISOR_PROCESSES, or 1."),
+    ] = None,
+) -> None:
     """Serve the API on ADVISOR_HOST:ADVISOR_PORT, with Postgres at DATABASE_URL and Valkey at
     REDIS_URL."""
     from app.main import serve as serve_api
 
     os.umask(PRIVATE)
-    serve_api(_settings())
+    serve_api(_settings(processes=processes))
 
 
 def writer() -> None:
@@ -51,9 +56,9 @@ def writer() -> None:
         runner.run(run_writer(_settings()))
 
 
-def _settings() -> Settings:
+def _settings(**overrides: object) -> Settings:
     """What a process of the service reads; it logs as they say from then on."""
-    settings = read_settings()
+    settings = read_settings(**overrides)
     configure_log(settings.logs_json)
     return settings
 

@@ -55,6 +55,8 @@ class Backends:
             return _rival(directory, self.options, registered)
         if self.options.vllm_url is not None:
             return _on_vllm(directory, self.options.vllm_url, self.options, registered)
+        if self.options.elsewhere is not None:
+            return self.options.elsewhere.load(directory, registered)
         if self._in_process is None:
             # Only this backend needs torch; the others start without it.
             from app.policy.in_process.loading import InProcess

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from app.domain.model.manifest import ModelManifest
 from app.domain.record.decision import Engine
 from app.policy.encoding import PROMPT_TOKENS
+from app.policy.port import Policy
 from app.telemetry import UNOBSERVED, Telemetry
+
+
+class Loader(Protocol):
+    """Loads versions."""
+
+    def load(self, directory: Path, registered: ModelManifest | None = None) -> Policy:
+        """A version's policy; see `Backends.load`."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class BackendOptions:
         one by one, so a big one buys little throughput and delays everybody in it.
     max_queue : requests that may wait for each policy, or be under way at vLLM; one more abstains
         with OVERLOADED at once.
+    elsewhere : loads versions whose weights another process of ours runs; None runs them here.
     vllm_url : the server that runs the weights; None runs them in this process.
     vllm_model : the model's name there; None is the directory as it was given.
     """
@@ -46,6 +57,7 @@ class BackendOptions:
     engine: Engine | None = None
     max_batch: int = 4
     max_queue: int = 64
+    elsewhere: Loader | None = None
     vllm_url: str | None = None
     vllm_model: str | None = None
     telemetry: Telemetry = UNOBSERVED

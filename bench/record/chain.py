@@ -9,7 +9,6 @@ so many come.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,22 +33,10 @@ from app.shadow_log.schema.migrate import upgrade
 from bench.history import record
 from bench.record.ingest import database
 from bench.serving.overload import Pids, Served, running
-from bench.serving.service import ROOT, a_decision, document, servers
+from bench.serving.service import ROOT, a_decision, cpu_s, document, servers
 
 PATIENCE_S = 120.0
 console = Console()
-
-
-def cpu_s(pids: Sequence[int]) -> float:
-    """Seconds of CPU that processes took, with those of theirs that have ended."""
-    ticks = 0
-    for pid in pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except FileNotFoundError:
-            continue  # It ended since; its parent has its time.
-        ticks += sum(map(int, fields[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def whole(postgres: EmbeddedPostgres, valkey: EmbeddedValkey, home: Path, count: int) -> float:

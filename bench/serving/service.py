@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -161,9 +161,21 @@ class Served(NamedTuple):
     pid: int
 
     def cpu_s(self) -> float:
-        """Seconds of CPU that the process has taken."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+        """Seconds of CPU that the process has taken, and those that it started."""
+        started = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return cpu_s([self.pid, *map(int, started)])
+
+
+def cpu_s(pids: Sequence[int]) -> float:
+    """Seconds of CPU that processes took, with those of theirs that have ended."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            continue  # It ended since; its parent has its time.
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -292,6 +304,7 @@ def main(
         int, typer.Option(help="Decisions through the real model; 0 leaves it out.")
     ] = 48,
     threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
+    processes: Annotated[int, typer.Option(help="API processes, with the scripted policy.")] = 1,
 ) -> None:
     """Measure the service on this machine."""
     measured = Measured()
@@ -303,24 +316,28 @@ def main(
         measured.times("journal append, fsynced, one at a time", "append", alone)
         measured.times("journal appends from 32 tasks", "append_32_tasks", together)
         home = str(folder / "home")
-        with serving(environment, MODEL="scripted", ADVISOR_HOME=home) as served:
+        told = {"ADVISOR_HOME": home, "ADVISOR_PROCESSES": str(processes)}
+        with serving(environment, MODEL="scripted", **told) as served:
             drive(served, 8, 400, "warm")
             for clients in (1, 32):
-                _bench_advise(measured, served, clients, requests if clients > 1 else requests // 4)
+                each = requests if clients > 1 else requests // 4
+                _bench_advise(measured, served, clients, each, processes)
         if decisions:
             _bench_model(measured, environment, decisions, threads)
     console.print(measured.table)
     record("service", measured.figures)
 
 
-def _bench_advise(measured: Measured, served: Served, clients: int, requests: int) -> None:
+def _bench_advise(
+    measured: Measured, served: Served, clients: int, requests: int, processes: int
+) -> None:
     """`/advise` without the model, `REPEATS` times: medians, and the service's CPU."""
     runs, cpu = [], []
     for repeat in range(REPEATS):
         before = served.cpu_s()
         runs.append(drive(served, clients, requests, f"c{clients}-{repeat}"))
         cpu.append(1e3 * (served.cpu_s() - before) / requests)
-    name = f"advise_{clients}_clients"
+    name = f"advise_{clients}_clients" + (f"_{processes}_processes" if processes > 1 else "")
     figures = {
         **repeated(f"{name}_p50_ms", [1e3 * run.quantile(0.5) for run in runs]),
         **repeated(f"{name}_p99_ms", [1e3 * run.quantile(0.99) for run in runs]),
@@ -331,7 +348,8 @@ def _bench_advise(measured: Measured, served: Served, clients: int, requests: in
         figures[f"{name}_{unit}"] for unit in ("p50_ms", "p99_ms", "per_s", "cpu_ms")
     )
     measured.table.add_row(
-        f"/advise without the model, {clients} client{'s' if clients > 1 else ''}",
+        f"/advise without the model, {clients} client{'s' if clients > 1 else ''}"
+        + (f", {processes} processes" if processes > 1 else ""),
         f"p50 {p50:.3f} ms, p99 {p99:.3f} ms, {rate:,.2f} /s, {each:.3f} ms of CPU each",
     )
     measured.figures |= figures

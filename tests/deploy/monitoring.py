@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from tests.deploy.prometheus_tool import ROOT
 from training.live.drift.show import DriftMetrics
 

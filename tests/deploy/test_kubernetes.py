@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from app.cli.__main__ import app as advisor
 from app.main import create_app
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.settings import Settings, variable
 from tests.deploy.prometheus_tool import ROOT
 

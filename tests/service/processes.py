@@ -105,6 +105,20 @@ class Child:
         return self._process.pid
 
     @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def ended(self, within_s: float = 60.0) -> int:
+        """Its status, once it has ended by itself."""
+        assert self._process is not None
+        return self._process.wait(within_s)
+
+    @property
     def said(self) -> str:
         """Its own words."""
         return self._log.read_text(errors="replace")

@@ -19,10 +19,10 @@ from app.advising.serving import Models
 from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.domain.record.event import Event
 from app.journal.drain import StreamDrain
-from app.metrics import Metrics
 from app.policy.rivals import RIVAL_NAME, Threshold
 from app.policy.scripted import ScriptedPolicy
 from app.policy.versions.store import file_hash
+from app.processes.metrics import Metrics
 from app.schemas import EXAMPLE
 from app.settings import Settings
 from app.shadow_log.log import ShadowLog

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from app.api.tokens import Tokens
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.writer import SCRAPE_CONNECTIONS, scraped
 
 

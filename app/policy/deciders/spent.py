@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import structlog
 
 log = structlog.get_logger()
+NOTHING = (date.min, 0, 0.0)
 
 
 class Budget:
@@ -19,7 +22,8 @@ class Budget:
 
     Parameters
     ----------
-    path : where the day is noted; its folder is made when needed. Each process has its own.
+    path : where the day is noted; its folder is made when needed. Processes that share it share
+        the budget.
     per_day : questions. cost_per_day : US dollars; None does not limit them.
     """
 
@@ -29,32 +33,46 @@ class Budget:
 
     def take(self, now: datetime) -> bool:
         """Whether one more question may be asked today; it is counted."""
-        if self._is_over(now.date()):
-            self._day, self._asked, self._cost = now.date(), 0, 0.0
+        return self._changed(lambda: self._one_more(now.date()))
+
+    def add(self, cost: float) -> None:
+        """What a question has cost."""
+        self._changed(lambda: self._paid(cost))
+
+    def _one_more(self, today: date) -> bool:
+        if self._is_over(today):
+            self._day, self._asked, self._cost = today, 0, 0.0
         over = self._cost_per_day is not None and self._cost >= self._cost_per_day
         if over or self._asked >= self._per_day:
             return False
         self._asked += 1
-        return self._note()
+        return True
+
+    def _paid(self, cost: float) -> bool:
+        self._cost += cost
+        return True
 
     def _is_over(self, today: date) -> bool:
         """Whether the day that is noted has ended. A clock that goes back over midnight does not
         give the day's budget again; a note of a day that is far ahead was made by a wrong clock."""
         return today > self._day or self._day - today > timedelta(days=1)
 
-    def add(self, cost: float) -> None:
-        """What a question has cost."""
-        self._cost += cost
-        self._note()
-
-    def _note(self) -> bool:
-        """Write the day down. What cannot be written down is not spent."""
-        document = {"day": self._day.isoformat(), "asked": self._asked, "cost": self._cost}
+    def _changed(self, change: Callable[[], bool]) -> bool:
+        """Change the day by what is noted, one process after the other, and write it down. False
+        when there was nothing to change; and what cannot be written down is not spent."""
         draft = self._path.with_suffix(".draft")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            draft.write_text(json.dumps(document))
-            os.replace(draft, self._path)
+            with self._path.with_suffix(".lock").open("wb") as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                noted = _read(self._path)
+                if noted != NOTHING:
+                    self._day, self._asked, self._cost = noted
+                if not change():
+                    return False
+                document = {"day": self._day.isoformat(), "asked": self._asked, "cost": self._cost}
+                draft.write_text(json.dumps(document))
+                os.replace(draft, self._path)
         except OSError as error:
             log.warning("a budget cannot be noted", path=str(self._path), error=error.strerror)
             return False
@@ -68,4 +86,4 @@ def _read(path: Path) -> tuple[date, int, float]:
         day = date.fromisoformat(document["day"])
         return day, int(document["asked"]), float(document["cost"])
     except (OSError, ValueError, KeyError, TypeError):
-        return date.min, 0, 0.0
+        return NOTHING

@@ -8,8 +8,8 @@ import sys
 from itertools import pairwise
 
 from app.domain.record.event import Event
-from bench.record.chain import cpu_s, numbered
-from bench.serving.service import a_decision
+from bench.record.chain import numbered
+from bench.serving.service import a_decision, cpu_s
 
 
 def test_cpu_is_that_of_processes_and_of_what_they_waited_for() -> None:

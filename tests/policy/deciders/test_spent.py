@@ -28,3 +28,13 @@ def test_a_day_far_ahead_is_a_wrong_clocks_and_ends_nothing_for_years(tmp_path: 
     budget = Budget(tmp_path / "m.json", 2, None)
     assert taken(budget, NOON + 1000 * DAY) == 2
     assert taken(budget, NOON) == 2
+
+
+def test_processes_that_share_the_file_share_the_budget(tmp_path: Path) -> None:
+    one, other = (Budget(tmp_path / "m.json", 5, 1.0) for _ in range(2))
+    assert [each.take(NOON) for each in (one, other, one, other)] == [True] * 4
+    assert taken(one, NOON) + taken(other, NOON) == 1
+    one.add(0.75)
+    other.add(0.25)
+    assert not any(each.take(NOON + DAY) is False for each in (one, other))
+    assert [each.take(NOON) for each in (one, other)] == [True, True], "a clock that goes back"

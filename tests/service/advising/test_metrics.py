@@ -15,7 +15,7 @@ from app.domain.record.decision import Engine, Role, TextEffect
 from app.domain.record.event import RepetitionKind
 from app.domain.rules.case import TradingState
 from app.domain.scenario import Fault
-from app.metrics import ANSWERS, MAX_SYMBOLS, SECONDS, Metrics
+from app.processes.metrics import ANSWERS, MAX_SYMBOLS, SECONDS, Metrics
 from app.telemetry import (
     Asking,
     Attempt,

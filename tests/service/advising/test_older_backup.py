@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.domain.canonical import decision_id
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.findings import Fault
 from app.shadow_log.proof.verify import verify_log

@@ -18,7 +18,7 @@ from app.domain.errors import ShadowLogRefused
 from app.domain.rules.limits import read_limits
 from app.journal.keys import DEAD_REQUESTS, EVENTS, REQUESTS, STATE
 from app.local.servers import EmbeddedValkey
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from app.writer import Writer

@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from app.advising.tracing import TracingFault, traces_of
 from app.journal.drain import StreamDrain
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.shadow_log.log import ShadowLog
 from app.writer import Writer
 from tests.service.running import drained, request, running, settings_for

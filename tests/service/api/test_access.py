@@ -20,8 +20,8 @@ from app.api.tokens import TokenFile, Tokens
 from app.domain.canonical import decision_id
 from app.domain.principal import Role
 from app.main import create_app
-from app.metrics import Metrics
 from app.operator_client import OperatorClient, OperatorError
+from app.processes.metrics import Metrics
 from app.settings import SettingsError, read_settings
 from app.shadow_log.proof.verify import verify
 from app.writer import scraped

@@ -23,7 +23,7 @@ from app.domain.record.event import Entry, Event
 from app.journal.drain import StreamDrain
 from app.journal.stream import StreamJournal
 from app.main import build
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.shadow_log import database
 from app.shadow_log.database import (
     APPLICATION,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.domain.intervals import Mean
-from app.metrics import Metrics
+from app.processes.metrics import Metrics
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.reading import worth
 from app.shadow_log.reading.explore import Explorer

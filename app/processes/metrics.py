@@ -4,14 +4,15 @@ zero is visible."""
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter as Times
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate, product
 from time import time
 from uuid import UUID
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -25,6 +26,7 @@ from app.domain.record.event import RepetitionKind
 from app.domain.rules.case import TradingState
 from app.domain.rules.vetoes import VetoCode
 from app.domain.scenario import Fault
+from app.processes.totals import Across, Counted, Snapshot, metrics_of, snapshot, together
 from app.telemetry import (
     Asking,
     Attempt,
@@ -41,7 +43,17 @@ from app.telemetry import (
 )
 
 COMPARISON_WINDOW = 1000
+CELLS = "advisor_agreement_cells"
+"""What agreement of several processes is computed from: comparisons of their windows, by answers.
+Told between processes alone."""
 MAX_SYMBOLS = 64
+ACROSS = dict.fromkeys(
+    ("advisor_policy_queue_depth", "advisor_spool_depth", "advisor_items_under_way", CELLS),
+    Across.SUM,
+) | dict.fromkeys(
+    ("advisor_queue_durable", "advisor_dependency_up", "advisor_task_up"), Across.LEAST
+)
+"""How gauges of several processes make one, where the largest would not do."""
 ANSWERS = ("reject", "approve")
 FLIPPED = ("no", "yes")
 SECONDS = (
@@ -113,6 +125,42 @@ class Stages(Collector):
             buckets = list(zip(bounds, accumulate(counts), strict=True))
             told.add_metric([stage.value], buckets, self._seconds[stage])
         yield told
+
+
+class OfSeveral(Collector):
+    """What several processes have counted, as one would have."""
+
+    def __init__(self, several: Sequence[Snapshot]) -> None:
+        self._counted = {each.name: each for each in together(several)}
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus is told."""
+        pairs: dict[str, list[Pair]] = {}
+        for (_, labels), number in self._counted.pop(CELLS).samples.items():
+            of = dict(labels)
+            pair = Pair(of["agent"] == YES, of["advice"] == YES)
+            pairs.setdefault(of["model_version"], []).extend([pair] * int(number))
+        for metric in metrics_of(self._counted.values()):
+            if (of_pairs := OF_PAIRS.get(metric.name)) is not None:
+                metric.samples = [
+                    each._replace(value=of_pairs(pairs[each.labels["model_version"]]))
+                    if each.labels["model_version"] in pairs
+                    else each
+                    for each in metric.samples
+                ]
+            yield metric
+
+
+def agreement(pairs: Collection[Pair]) -> float:
+    """The share that agrees."""
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+OF_PAIRS: Mapping[str, Callable[[Collection[Pair]], float]] = {
+    "advisor_agreement_ratio": agreement,
+    "advisor_agreement_kappa": cohens_kappa,
+}
+YES, NO = "1", "0"
 
 
 class _Maker:
@@ -336,6 +384,28 @@ class Metrics:
             "rough_nats", "The most that a rough reading was off, of those compared"
         )
         self._most_off = 0.0
+        # Of several processes on one port, told by their parent.
+        make.gauge("process_up", "1 for each process that works", "process")
+        make.counter(
+            "process_deaths_total", "Processes that ended and were started again", "process"
+        )
+
+    def snapshot(self) -> list[Counted]:
+        """What this process has counted, for another one to add up."""
+        return snapshot([*self.registry.collect(), self._cells()], ACROSS)
+
+    def exposition(self, several: Sequence[Snapshot] = ()) -> bytes:
+        """As Prometheus is told: what this process has counted, or `several`, this one among
+        them."""
+        return generate_latest(OfSeveral(several) if several else self.registry)
+
+    def _cells(self) -> Metric:
+        cells = Metric(CELLS, "", "gauge")
+        for version, recent in self._recent.items():
+            for pair, number in Times(recent.values()).items():
+                answers = {name: YES if said else NO for name, said in pair._asdict().items()}
+                cells.add_sample(CELLS, {"model_version": version, **answers}, number)
+        return cells
 
     def worth_seen(self, worth: Worth) -> None:
         """What is no longer among the newest decisions has no series any more."""
@@ -517,7 +587,7 @@ class Metrics:
             self._show_agreement(version, recent.values())
 
     def _show_agreement(self, version: str, pairs: Collection[Pair]) -> None:
-        self.agreement.labels(version).set(sum(a == b for a, b in pairs) / len(pairs))
+        self.agreement.labels(version).set(agreement(pairs))
         self.kappa.labels(version).set(cohens_kappa(pairs))
 
     def _combination(self, candidate: Candidate, version: str) -> tuple[str, ...]:
