@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Table, text
+from sqlalchemy import Table, Text, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain.candidate import Candidate
@@ -37,11 +37,18 @@ EARNED = """
 """
 """Who rejects earns 0 R; who abstains has no opinion. As in the view `disagreements`."""
 
-_WITH_WORDS = (
-    "(strpos(lower(s.request_id), lower(:words)) > 0 OR EXISTS (SELECT FROM whole_decisions d"
-    " WHERE d.decision_id = s.decision_id AND d.as_of = s.as_of"
-    " AND strpos(lower(d.scenario::text{by}), lower(:as_json{by})) > 0))"
+_TEXTS = ", ".join(
+    f"d.{column.name}"
+    for column in tables.decisions.c
+    if isinstance(column.type, Text) and (column.name in Candidate.model_fields)
 )
+_WITH_WORDS = (
+    "(strpos(lower(s.request_id), lower(:words)) > 0 OR EXISTS (SELECT FROM decisions d"
+    " WHERE d.decision_id = s.decision_id AND d.as_of = s.as_of"
+    f" AND (strpos(lower(concat_ws(chr(10), {_TEXTS}){{by}}), lower(:words{{by}})) > 0"
+    " OR strpos(lower(d.scenario::text{by}), lower(:as_json{by})) > 0)))"
+)
+"""Texts of a scenario are columns; the rest, and all of rows of before, is JSON."""
 _LETTERS = "pg_c_utf8"
 """Collation of Postgres 17 and later that knows capitals beyond ASCII, whatever the database's."""
 
