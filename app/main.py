@@ -34,7 +34,6 @@ from app.api.wire import ApiOptions, install
 from app.domain.errors import AdvisorError, ManifestMismatch, ModelFileError
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.decision import Engine
-from app.domain.record.event import StateChange
 from app.journal.journal import Journal
 from app.journal.later import RequestQueue
 from app.journal.spool import Spool
@@ -50,7 +49,7 @@ from app.policy.scripted import ScriptedPolicy
 from app.policy.versions.store import base_of, described
 from app.processes.metrics import Metrics
 from app.processes.parent import Parent, Seat
-from app.processes.siblings import Alone, OneOfSeveral
+from app.processes.siblings import ALONE, Alone, OneOfSeveral
 from app.processes.totals import Snapshot
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
@@ -93,9 +92,9 @@ class Running:
         """How this process is."""
         return await self.service.readiness()
 
-    def follow(self, change: StateChange, *, shared: bool) -> None:
-        """Enter a state that another process entered."""
-        self.service.controls.follow(change, shared=shared)
+    async def follow(self, what: Any) -> None:
+        """Do as another process did."""
+        await self.service.follow(what)
 
 
 def serve(settings: Settings) -> None:
@@ -189,7 +188,7 @@ async def running(
     tokens = Tokens(*settings.who_may)
     require_somebody(tokens, settings.host)
     listener = beside.listener if beside else _bind(settings.host, settings.port)
-    siblings = beside.siblings if beside else Alone()
+    siblings = beside.siblings if beside else ALONE
     traces = traces_of(settings.traces, "advisor-api")
     metrics = Metrics() if traces is None else TracedMetrics(traces)
     reader = Reader(beside.reader, metrics) if beside and beside.reader else None
@@ -277,7 +276,7 @@ def build(
     settings: Settings,
     metrics: Metrics,
     models: Models | None = None,
-    siblings: Alone | None = None,
+    siblings: Alone = ALONE,
     reader: Reader | None = None,
 ) -> Service:
     """Wire real parts. Raises `SettingsError` or `LimitsError`."""
@@ -290,7 +289,7 @@ def build(
     spool = Spool(settings.spool_dir, settings.max_spool_bytes // settings.processes, metrics)
     backends = Backends(replace(backend_options(settings, metrics), elsewhere=reader))
     return Service(
-        Serving(pins(settings, models), backends, shadow_log, metrics),
+        Serving(pins(settings, models), backends, shadow_log, metrics, siblings),
         settings.limits,
         settings.limits_profiles,
         Journal(stream, spool, metrics, holds=shadow_log.holds),
@@ -301,7 +300,7 @@ def build(
         max_reports=settings.max_reports,
         deciders=deciders(settings),
         adopted=settings.home / "limits-adopted.json",
-        entered=(siblings or Alone()).entered,
+        siblings=siblings,
     )
 
 

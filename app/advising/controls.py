@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from itertools import takewhile
@@ -25,6 +25,7 @@ from app.domain.record.event import StateChange
 from app.domain.rules.case import TradingState
 from app.domain.rules.limits import Limits, limits_text, parse_limits
 from app.journal.journal import Journal, Receipt
+from app.processes.siblings import ALONE, Alone
 from app.shadow_log.limits_history import (
     BACK,
     GENERAL,
@@ -67,12 +68,17 @@ class InForce(NamedTuple):
 
 
 Stamp = tuple[int, int, int]
-Told = Callable[[StateChange, bool], Coroutine[Any, Any, None]]
-"""Gets a change, and whether it is the stream's already."""
 
 
-async def nobody(change: StateChange, shared: bool) -> None:
-    """Nobody else follows it."""
+class Entered(NamedTuple):
+    """Told to processes beside this one: a change of state. `shared`: the stream has it already."""
+
+    change: StateChange
+    shared: bool
+
+
+class Adopted(NamedTuple):
+    """Told to processes beside this one: there are new limits in the history."""
 
 
 class Controls:
@@ -88,8 +94,7 @@ class Controls:
     profiles : folder of the others: NAME.toml judges what the principal NAME asks. It need not be
         there.
     kept : file for the copy of what was adopted.
-    entered : told each change that was set here, before it is answered: processes beside this one
-        follow it.
+    siblings : told what was changed here before that is answered.
     """
 
     def __init__(
@@ -100,9 +105,9 @@ class Controls:
         shadow_log: ShadowLog,
         telemetry: Telemetry,
         kept: Path | None = None,
-        entered: Told = nobody,
+        siblings: Alone = ALONE,
     ) -> None:
-        self._entered = entered
+        self._siblings = siblings
         self._path = limits_path
         self._folder = profiles
         self._history = LimitsHistory(shadow_log)
@@ -175,7 +180,7 @@ class Controls:
         halting = change.state is TradingState.HALTED
         if halting:
             self._enter(change, shared=False)
-        told = asyncio.create_task(self._entered(change, False)) if halting else None
+        told = asyncio.create_task(self._tell(change, False)) if halting else None
         try:
             async with self._changing:
                 with suppress(JournalUnavailable, InvalidRecord):
@@ -186,11 +191,15 @@ class Controls:
         finally:
             if told is not None:
                 await told
-        await self._entered(change, shared)
+        await self._tell(change, shared)
         return receipt
 
-    def follow(self, change: StateChange, *, shared: bool) -> None:
+    async def _tell(self, change: StateChange, shared: bool) -> None:
+        await self._siblings.tell(Entered(change, shared), lasting=True)
+
+    def follow(self, entered: Entered) -> None:
         """Enter what a process beside this one entered, as it did; of two changes the newer."""
+        change, shared = entered
         if self.change is None or change.recorded_at >= self.change.recorded_at:
             self._enter(change, shared=shared)
 
@@ -287,6 +296,7 @@ class Controls:
             report=report,
         )
         self._take({**self._adoptions, profile: adoption})
+        await self._siblings.tell(Adopted())
         return adoption
 
     async def roll_back(self, *, profile: str, seen: str, reason: str, by: str) -> Adoption:

@@ -23,7 +23,7 @@ from app.advising.panel import Panel
 from app.advising.probes import Probe
 from app.advising.records import Records
 from app.advising.serving import Serving
-from app.advising.trials import Trials
+from app.advising.trials import Trials, Tried
 from app.domain.errors import (
     AdvisorError,
     AnswerGone,
@@ -44,6 +44,8 @@ from app.journal.later import QueuedRequest, QueueFull, RequestQueue
 from app.journal.ledger import Entry
 from app.journal.stream import AcceptedRequest
 from app.policy.deciders.decider import Decider
+from app.processes.messages import Gone
+from app.processes.siblings import ALONE, Alone
 from app.schemas import AdviseRequest
 from app.shadow_log.limits_history import LimitsHistory
 from app.shadow_log.log import ShadowLog
@@ -89,7 +91,7 @@ class Service:
         now: Callable[[], datetime] = wall_clock,
         deciders: Sequence[Decider] = (),
         adopted: Path | None = None,
-        entered: controls.Told = controls.nobody,
+        siblings: Alone = ALONE,
     ) -> None:
         self.now = now
         self.by_wall_clock = by_wall_clock
@@ -98,8 +100,12 @@ class Service:
         self.shadow_log = shadow_log
         self.requests = requests
         self.serving = serving
-        self.controls = Controls(limits, profiles, journal, shadow_log, telemetry, adopted, entered)
-        self.trials = Trials(lambda: shadow_log.url, LimitsHistory(shadow_log), serving.options)
+        self.controls = Controls(
+            limits, profiles, journal, shadow_log, telemetry, adopted, siblings
+        )
+        self.trials = Trials(
+            lambda: shadow_log.url, LimitsHistory(shadow_log), serving.options, siblings
+        )
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.report_bounds = ReportBounds(max_reports)
         self.door = Door(telemetry, JOURNAL_RESERVE_S, self._parallel)
@@ -168,6 +174,18 @@ class Service:
         await self.requests.aclose()
         await self.journal.aclose()
         await self.shadow_log.aclose()
+
+    async def follow(self, what: Any) -> None:
+        """Do as a process beside this one did."""
+        match what:
+            case controls.Entered():
+                self.controls.follow(what)
+            case controls.Adopted():
+                await self._follow_limits()
+            case serving.Moved():
+                await self.serving.follow()
+            case Tried() | Gone():
+                self.trials.follow(what)
 
     def require_not_ahead(self, scenario: Scenario) -> None:
         """Raises `InvalidRecord` for a candidate of the future."""

@@ -39,6 +39,7 @@ from app.policy.reader.elsewhere import ReadElsewhere
 from app.policy.versions.files import read_text, refusals
 from app.policy.versions.store import base_of, find_version, load_manifest, report_beside
 from app.policy.withheld import WithheldPolicy
+from app.processes.siblings import ALONE, Alone
 from app.shadow_log.log import ShadowLog
 from app.telemetry import Telemetry
 
@@ -95,6 +96,10 @@ class Pins(NamedTuple):
     shadows: tuple[Path | Policy, ...] = ()
 
 
+class Moved(NamedTuple):
+    """Told to processes beside this one: an alias was moved."""
+
+
 class _Refused(NamedTuple):
     """A version that an alias names and that could not be loaded."""
 
@@ -113,8 +118,14 @@ class Serving:
     as it was."""
 
     def __init__(
-        self, pins: Pins, backends: Backends, shadow_log: ShadowLog, telemetry: Telemetry
+        self,
+        pins: Pins,
+        backends: Backends,
+        shadow_log: ShadowLog,
+        telemetry: Telemetry,
+        siblings: Alone = ALONE,
     ) -> None:
+        self._siblings = siblings
         self._pins = pins
         self._backends = backends
         self._log = shadow_log
@@ -237,7 +248,8 @@ class Serving:
                 raise
             if is_served(alias):
                 self._name(alias, policy)
-            return before
+        await self._siblings.tell(Moved())
+        return before
 
     async def aliases(self) -> dict[str, Any]:
         """Where each alias points, whether it is served here, and all moves, newest first."""

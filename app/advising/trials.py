@@ -21,6 +21,8 @@ from app.domain.rules.limits import parse_limits
 from app.domain.what_if.costs import costs_of
 from app.domain.what_if.judge import Judge
 from app.policy.options import BackendOptions
+from app.processes.messages import Gone
+from app.processes.siblings import ALONE, Alone
 from app.shadow_log.limits_history import LimitsHistory, Proposal
 from app.shadow_log.reading.what_if import Asked, Missing, Progress, tallied
 from app.tasks import calm_garbage_collection, described
@@ -72,12 +74,27 @@ class Trial(NamedTuple):
     failed: str | None = None
 
 
+class Tried(NamedTuple):
+    """Told to processes beside this one: how far a trial is; None when it has its report."""
+
+    process: str
+    proposal_id: int
+    trial: Trial | None
+
+
 class Trials:
-    """Trials of this process. What they give is in the history; how far they are, here."""
+    """Trials of this process, and what those beside it tell of theirs. What they give is in the
+    history; how far they are, here."""
 
     def __init__(
-        self, url: Callable[[], str], history: LimitsHistory, options: BackendOptions
+        self,
+        url: Callable[[], str],
+        history: LimitsHistory,
+        options: BackendOptions,
+        siblings: Alone = ALONE,
     ) -> None:
+        self._siblings = siblings
+        self._elsewhere: dict[int, Tried] = {}
         self._url = url
         self._history = history
         self._options = replace(options, telemetry=UNOBSERVED, elsewhere=None)
@@ -86,14 +103,28 @@ class Trials:
 
     def begin(self, asking: Asking) -> None:
         """Try a proposal. Raises `TrialRefused` while another one is tried here."""
-        if self._running is not None and not self._running.done():
+        elsewhere = any(told.trial and not told.trial.failed for told in self._elsewhere.values())
+        if elsewhere or (self._running is not None and not self._running.done()):
             raise TrialRefused("another proposal is being tried here: wait until it has ended")
+        self._elsewhere.pop(asking.proposal.id, None)
         self._trials[asking.proposal.id] = Trial()
         self._running = asyncio.create_task(self._run(asking))
 
     def of(self, proposal_id: int) -> Trial | None:
         """How far the trial is; None when it has ended with a report, or none was begun here."""
-        return self._trials.get(proposal_id)
+        told = self._elsewhere.get(proposal_id)
+        return self._trials.get(proposal_id) if told is None else told.trial
+
+    def follow(self, what: Tried | Gone) -> None:
+        """A trial beside this process goes on, or the process that tried has ended."""
+        if isinstance(what, Tried):
+            self._trials.pop(what.proposal_id, None)
+            self._elsewhere[what.proposal_id] = what
+            return
+        for proposal_id, told in self._elsewhere.items():
+            if told.process == what.name and told.trial and not told.trial.failed:
+                ended = Trial(failed="the process that tried it has ended: try it again")
+                self._elsewhere[proposal_id] = told._replace(trial=ended)
 
     async def aclose(self) -> None:
         """End what is under way."""
@@ -103,14 +134,23 @@ class Trials:
 
     async def _run(self, asking: Asking) -> None:
         began, proposal = monotonic(), asking.proposal
+        await self._tell(proposal.id, Trial())
         try:
             report = await self._replayed(asking)
             seconds = monotonic() - began
             await self._history.add_report(proposal.id, asking.against.hash, report, seconds)
-            del self._trials[proposal.id]
+            await self._tell(proposal.id, None)
         except Exception as error:  # Told on the page of the proposal; others can be tried.
             log.warning("a trial of limits failed", proposal=proposal.id, error=described(error))
-            self._trials[proposal.id] = Trial(failed=str(error) or type(error).__name__)
+            await self._tell(proposal.id, Trial(failed=str(error) or type(error).__name__))
+
+    async def _tell(self, proposal_id: int, trial: Trial | None) -> None:
+        """How far it is, here and beside."""
+        if trial is None:
+            self._trials.pop(proposal_id, None)
+        else:
+            self._trials[proposal_id] = trial
+        await self._siblings.tell(Tried(self._siblings.name, proposal_id, trial))
 
     async def _replayed(self, asking: Asking) -> str:
         """The report, from a process of its own."""
@@ -130,7 +170,7 @@ class Trials:
                     return str(value)
                 if what == "failed":
                     raise TrialRefused(str(value))
-                self._trials[asking.proposal.id] = Trial(*value)
+                await self._tell(asking.proposal.id, Trial(*value))
         except EOFError as error:
             raise TrialRefused("the replay ended without a report; the log says why") from error
         finally:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from app.domain.record.event import StateChange
-
 
 class Ready(NamedTuple):
     """It answers, here."""
@@ -25,11 +23,18 @@ class Stop(NamedTuple):
     now: bool
 
 
-class Entered(NamedTuple):
-    """A process entered a state. `shared`: the stream has the change already."""
+class Told(NamedTuple):
+    """What happened in one process, and holds for all. `lasting`: whoever starts later is told, as
+    long as nothing newer of that kind was."""
 
-    change: StateChange
-    shared: bool
+    what: Any
+    lasting: bool = False
+
+
+class Gone(NamedTuple):
+    """A process has ended, by its name; told to the others."""
+
+    name: str
 
 
 class Count(NamedTuple):

@@ -26,13 +26,14 @@ from app.processes.channel import Channel, Unanswered
 from app.processes.messages import (
     Count,
     CountAll,
-    Entered,
     Failed,
+    Gone,
     Health,
     HealthOfOthers,
     Other,
     Ready,
     Stop,
+    Told,
 )
 from app.processes.totals import Across, Counted, Key, Snapshot, outlasting, together
 from app.tasks import end
@@ -94,8 +95,8 @@ class Parent:
         self._deaths: Counter[str] = Counter({seat.name: 0 for seat in seats})
         self._outlasting: Snapshot = ()
         """What processes had counted that have ended."""
-        self._entered: Entered | None = None
-        """The newest state that a process entered."""
+        self._lasting: dict[type[Any], Told] = {}
+        """What whoever starts later is told."""
         self._stopping, self._asked = asyncio.Event(), 0
         self._were_ready = False
 
@@ -147,6 +148,9 @@ class Parent:
                 error=running.failed or None,
                 seconds=pause_s,
             )
+            for other in self._ready():
+                with suppress(Unanswered):
+                    other.channel.tell(Told(Gone(seat.name)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
         if all(each.seat.ends_last for each in self._running.values()):
@@ -169,8 +173,8 @@ class Parent:
                 self._is_ready(running, url)
             case Failed(why):
                 running.failed = why
-            case Entered():
-                await self._enter(running, what)
+            case Told():
+                await self._tell(running, what)
             case CountAll():
                 return await self._counted()
             case HealthOfOthers():
@@ -179,8 +183,8 @@ class Parent:
 
     def _is_ready(self, running: _Running, url: str) -> None:
         running.is_ready = True
-        if self._entered is not None:
-            running.channel.tell(self._entered)
+        for told in self._lasting.values():
+            running.channel.tell(told)
         if self._stopping.is_set():
             running.stop()
         elif not self._were_ready and len(self._ready()) == len(self._seats):
@@ -190,13 +194,12 @@ class Parent:
     def _ready(self) -> list[_Running]:
         return [running for running in self._running.values() if running.is_ready]
 
-    async def _enter(self, teller: _Running, entered: Entered) -> None:
+    async def _tell(self, teller: _Running, told: Told) -> None:
         """Have the others follow, and who starts later."""
-        known = self._entered
-        if known is None or entered.change.recorded_at >= known.change.recorded_at:
-            self._entered = entered
+        if told.lasting:
+            self._lasting[type(told.what)] = told
         others = [each for each in self._ready() if each is not teller]
-        await asyncio.gather(*(_follow(each, entered) for each in others))
+        await asyncio.gather(*(_follow(each, told) for each in others))
 
     async def _counted(self) -> list[Snapshot]:
         await asyncio.gather(*map(_count, self._ready()))
@@ -236,9 +239,11 @@ async def _count(running: _Running) -> None:
         running.counted = await running.channel.ask(Count(), COUNT_PATIENCE_S)
 
 
-async def _follow(running: _Running, entered: Entered) -> None:
+async def _follow(running: _Running, told: Told) -> None:
     try:
-        await running.channel.ask(entered, FOLLOW_PATIENCE_S)
+        await running.channel.ask(told, FOLLOW_PATIENCE_S)
     except Unanswered as error:  # It looks for itself, if it lives.
-        name = running.seat.name
-        log.warning("a process was not told of a change of state", process=name, error=str(error))
+        what = type(told.what).__name__
+        log.warning(
+            "a process did not follow", process=running.seat.name, what=what, error=str(error)
+        )

@@ -10,18 +10,17 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, Self
 
 from app.domain.errors import AdvisorError
-from app.domain.record.event import StateChange
 from app.processes.channel import Channel, Unanswered
 from app.processes.messages import (
     Count,
     CountAll,
-    Entered,
     Failed,
     Health,
     HealthOfOthers,
     Other,
     Ready,
     Stop,
+    Told,
 )
 from app.processes.totals import Snapshot
 from app.tasks import end
@@ -40,8 +39,8 @@ class Part(Protocol):
     async def readiness(self) -> dict[str, Any]:
         """How it is; `status` is one of `WORST_FIRST`."""
 
-    def follow(self, change: StateChange, *, shared: bool) -> None:
-        """Enter a state that a sibling entered."""
+    async def follow(self, what: Any) -> None:
+        """Something happened in a sibling."""
 
     def stop(self, *, now: bool) -> None:
         """Answer what is under way, then end; `now`, end at once."""
@@ -61,8 +60,11 @@ class Alone:
         """Its own."""
         return own
 
-    async def entered(self, change: StateChange, shared: bool) -> None:
+    async def tell(self, what: Any, *, lasting: bool = False) -> None:
         """Nobody else needs to know."""
+
+
+ALONE = Alone()
 
 
 class OneOfSeveral(Alone):
@@ -127,11 +129,11 @@ class OneOfSeveral(Alone):
         said = [own["status"], *(each.said["status"] if each.said else DEGRADED for each in others)]
         return own | {"status": min(said, key=WORST_FIRST.index), "processes": told}
 
-    async def entered(self, change: StateChange, shared: bool) -> None:
-        """Have the others follow, past the queue server, also while that is away. One that is
-        silent is not waited for long: it looks for itself."""
+    async def tell(self, what: Any, *, lasting: bool = False) -> None:
+        """Have the others follow, past queue server and database. One that is silent is not waited
+        for long: it looks for itself."""
         with suppress(Unanswered):
-            await self._channel.ask(Entered(change, shared), PATIENCE_S)
+            await self._channel.ask(Told(what, lasting), PATIENCE_S)
 
     async def _answer(self, what: Any) -> Any:
         assert self._part is not None, "who is not ready is not asked"
@@ -140,8 +142,8 @@ class OneOfSeveral(Alone):
                 return await self._part.count()
             case Health():
                 return await self._part.readiness()
-            case Entered(change, shared):
-                self._part.follow(change, shared=shared)
+            case Told(told):
+                await self._part.follow(told)
             case Stop(now):
                 self._part.stop(now=now)
         return None

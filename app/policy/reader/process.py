@@ -19,7 +19,6 @@ import uvloop
 from app.domain.errors import ManifestMismatch, ModelFileError, PolicyAbstained
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.decision import Abstention
-from app.domain.record.event import StateChange
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
 from app.policy.reader.elsewhere import Decide, Explain, Load, Loaded, Refused, Release, Said
@@ -144,8 +143,8 @@ class Reading:
         """It answers."""
         return {"status": "ready"}
 
-    def follow(self, change: StateChange, *, shared: bool) -> None:
-        """Whatever the state is, prompts are read."""
+    async def follow(self, what: Any) -> None:
+        """Whatever happened elsewhere, prompts are read."""
 
     def stop(self, *, now: bool) -> None:
         """End: whoever asks has ended before."""

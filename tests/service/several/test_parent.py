@@ -27,6 +27,7 @@ class Small:
 
     def __init__(self, manner: str) -> None:
         self.manner = manner
+        self.heard: list[Any] = []
         self.stopping = asyncio.Event()
 
     async def count(self) -> Snapshot:
@@ -37,8 +38,8 @@ class Small:
             await asyncio.Event().wait()
         return {"status": "unready" if self.manner == "ill" else "ready"}
 
-    def follow(self, change: Any, *, shared: bool) -> None:
-        raise NotImplementedError
+    async def follow(self, what: Any) -> None:
+        self.heard.append(what)
 
     def stop(self, *, now: bool) -> None:
         if self.manner != "stubborn":
