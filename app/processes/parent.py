@@ -148,7 +148,7 @@ class Parent:
                 error=running.failed or None,
                 seconds=pause_s,
             )
-            for other in self._ready():
+            for other in self._followers():
                 with suppress(Unanswered):
                     other.channel.tell(Told(Gone(seat.name)))
             with suppress(TimeoutError):
@@ -183,8 +183,9 @@ class Parent:
 
     def _is_ready(self, running: _Running, url: str) -> None:
         running.is_ready = True
-        for told in self._lasting.values():
-            running.channel.tell(told)
+        if not running.seat.ends_last:
+            for told in self._lasting.values():
+                running.channel.tell(told)
         if self._stopping.is_set():
             running.stop()
         elif not self._were_ready and len(self._ready()) == len(self._seats):
@@ -194,11 +195,15 @@ class Parent:
     def _ready(self) -> list[_Running]:
         return [running for running in self._running.values() if running.is_ready]
 
+    def _followers(self) -> list[_Running]:
+        """Those that are told what happened: not those that others need, which decide nothing."""
+        return [running for running in self._ready() if not running.seat.ends_last]
+
     async def _tell(self, teller: _Running, told: Told) -> None:
         """Have the others follow, and who starts later."""
         if told.lasting:
             self._lasting[type(told.what)] = told
-        others = [each for each in self._ready() if each is not teller]
+        others = [each for each in self._followers() if each is not teller]
         await asyncio.gather(*(_follow(each, told) for each in others))
 
     async def _counted(self) -> list[Snapshot]:
