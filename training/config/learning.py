@@ -209,7 +209,9 @@ class DpoConfig(AlgorithmConfig):
     algorithm: Literal["dpo"] = "dpo"
     start: Literal["base", "warm_up"] = "warm_up"
     epochs: int = Field(2, ge=1)
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(
+        0.5, gt=0, description="at 0.1 it collapses where the teacher is sure of most pairs"
+    )
     learning_rate: float = Field(5e-4, gt=0)
 
 

@@ -70,13 +70,17 @@ def evaluation(
     version: str,
     terms: Terms,
     before: Before,
+    collapsed: Mapping[str, str],
     now: Aside[datetime],
     making: Aside[Mapping[str, Making]],
     progress: Progress = silent,
 ) -> Facts:
     """Judge a version, by its answers to the `held_out` scenarios, whose prompts were read, and by
     what was looked at `before`: once others were, its verdict is another one. Of `every` candidate
-    of the period, and of those of training, what needs no language model is judged as well."""
+    of the period, and of those of training, what needs no language model is judged as well.
+
+    collapsed : why a rival's policy takes no part, by the name of its arm.
+    """
     learnt = Trained(*trained, terms.embargo_s)
     periods = refitted(*held_out, learnt, terms.evaluate.refit_days)
     contest = hold_contest(
@@ -90,6 +94,7 @@ def evaluation(
     findings = replace(
         _judged(contest, evidence, told, terms.mode, terms, held_out, market, learnt, now),
         making=making,
+        collapsed=collapsed,
         look=before.looks,
         decision_s=checks.decision_s,
         everything=_everything(every, candidates, market, limits, terms),

@@ -43,6 +43,7 @@ from training.judging.gate.looks import Look
 from training.judging.gate.sealed import verdict_file
 from training.judging.gate.texts import SCENARIOS
 from training.judging.report.findings import Making, Terms
+from training.learning.algorithms.measures import CollapsedPolicy
 from training.learning.algorithms.probe import of_probe
 from training.learning.algorithms.teacher import of_teacher
 from training.learning.model.answers import of_base, of_policy, steps_of
@@ -96,12 +97,11 @@ def evaluate(
     that must be beaten; None: there is none yet.
     """
     limits, judged = limits_of(config), judged_by(config)
-    market = market_of(judged)
-    _require_held_out_bars(config, market)
+    market = _market_that_judges(config, judged)
     rival, known = (published_of(config, name) for name in (champion, entrant))
     _require_unseen(known, config.evaluate.held_out)
     base = base_of(config, shop)
-    rebuilt = {} if known else rebuild_all(config, rivals, shop, database, base)
+    rebuilt, collapsed = ({}, {}) if known else rebuild_all(config, rivals, shop, database, base)
     made = rebuilt[POLICY] if rebuilt else numbers_alone(config, shop, database)
     version = known or newly_published(config, made.policy, now)
 
@@ -124,6 +124,7 @@ def evaluate(
         version=version.path.name,
         terms=terms_of(config, known),
         before=before_of(look),
+        collapsed=collapsed,
         now=now,
         making=_making(rebuilt),
     )
@@ -177,14 +178,21 @@ def rebuild_all(
     shop: Workshop,
     database: str | None,
     base: Base,
-) -> dict[str, Rebuilt]:
-    """The policy's rebuild and its rivals', by the name of the arm."""
-    rebuilt = {POLICY: rebuild(config, shop, database, base)}
+) -> tuple[dict[str, Rebuilt], dict[str, str]]:
+    """The policy's rebuild and its rivals', by the name of the arm; and why a rival is not among
+    them, whose training collapsed: the others are judged without it. Raises `CollapsedPolicy` where
+    the policy's own did."""
+    rebuilt, collapsed = {POLICY: rebuild(config, shop, database, base)}, {}
     for rival in rivals:
-        if rival.algorithm != config.policy.algorithm:
-            other = config.model_copy(update={"policy": rival})
-            rebuilt[f"{POLICY} {rival.algorithm}"] = rebuild(other, shop, database, base)
-    return rebuilt
+        if rival.algorithm == config.policy.algorithm:
+            continue
+        arm, other = f"{POLICY} {rival.algorithm}", config.model_copy(update={"policy": rival})
+        try:
+            rebuilt[arm] = rebuild(other, shop, database, base)
+        except CollapsedPolicy as error:
+            collapsed[arm] = str(error)
+            shop.tell(f"{arm}: takes no part: {error}")
+    return rebuilt, collapsed
 
 
 def shuffled_teacher(config: RebuildConfig, made: Rebuilt, shop: Workshop) -> Artifact:
@@ -389,9 +397,10 @@ def _require_unseen(version: Published | None, held_out: HeldOutConfig) -> None:
         )
 
 
-def _require_held_out_bars(config: RebuildConfig, market: History) -> None:
-    """Before anything is trained: a rebuild takes minutes, and this can be known at once."""
-    since = config.evaluate.held_out.since
+def _market_that_judges(config: RebuildConfig, judged: RebuildConfig) -> History:
+    """It reaches into the held-out period: known before anything is trained, which takes
+    minutes."""
+    market, since = market_of(judged), config.evaluate.held_out.since
     last = max(int(bars.closed_at[-1]) for bars in market.bars)
     if since is not None and last <= instant(since):
         raise ConfigError(
@@ -399,3 +408,4 @@ def _require_held_out_bars(config: RebuildConfig, market: History) -> None:
             f" begins on {since}: bring later bars (market.directory), or move scenarios.until"
             " and evaluate.held_out.since back"
         )
+    return market

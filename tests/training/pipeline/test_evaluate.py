@@ -23,6 +23,7 @@ from app.policy.versions.store import load_manifest, report_beside
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, shop_of
 from training.config.file import RebuildConfig
 from training.config.judging import Kind
+from training.config.learning import ALGORITHMS
 from training.config.section import ConfigError
 from training.judging.contest.arms import HEURISTICS
 from training.judging.gate.looks import FILE as LOOKS
@@ -360,14 +361,23 @@ def test_a_verdict_is_found_until_another_version_was_looked_at(
 ) -> None:
     champion = evaluated.version.name
     again = evaluate(second, shop_of(second), NOW, champion=champion)
-    known = again.report["verdict"]["trials"]
     lines: list[str] = []
     held_out = second.evaluate.held_out
     Look(second.publish.models, "lucky", second.market, held_out, NOW).note({"policy": 0.9})
     later = evaluate(second, shop_of(second, lines.append), NOW, champion=champion)
     assert {line.split(":")[0] for line in lines if "building" in line} == {"evaluation"}
-    assert later.report["verdict"]["trials"] == known + 1
+    assert later.report["evidence"] != again.report["evidence"], "one more was tried"
     assert later.artifact.facts["look"] == again.artifact.facts["look"] + 1
     found = evaluate(second, shop_of(second, lines.append), NOW, champion=champion)
     assert found.artifact.path == later.artifact.path, "nobody looked in between"
     assert challenged.report == read_report(challenged.artifact, Kind.TRADER), "a signed one stays"
+
+
+def test_a_rival_that_collapses_takes_no_part_and_is_told(second: RebuildConfig) -> None:
+    lines: list[str] = []
+    rival = ALGORITHMS["expected"](min_entropy=2.4)
+    done = evaluate(second, shop_of(second, lines.append), NOW, [rival])
+    why = "policy expected: takes no part: the policy collapsed"
+    assert any(line.startswith(why) for line in lines)
+    assert "policy expected" not in values(tables(done)[REWARDS], MEAN)
+    assert "policy expected takes no part: the policy collapsed" in json.dumps(report_of(done))

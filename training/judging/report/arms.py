@@ -395,6 +395,8 @@ def _worth(section: Section, findings: Findings) -> None:
         " one pass of the language model, median of the parity check. Of simple rivals: all"
         " refits, each with its choice of a cut.",
     )
+    for name, why in findings.collapsed.items():
+        section.say(f"{name} takes no part: {why}.")
     sure = [gain for gain in gains if gain.low is not None and gain.low > 0]
     if len(sure) == len(gains):
         section.say("Its gain over every one of them is above 0 with 95 % confidence.")

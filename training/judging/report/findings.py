@@ -62,6 +62,7 @@ class Findings:
 
     evidence, verdict : as a trader. vetoing, veto : the same version as a veto on the agent.
     making : of each policy, by arm's name; of none where a published version is judged.
+    collapsed : why a rival's policy takes no part, by the name of its arm.
     look : how many versions have looked at the period.
     market : the bars that judged.
     decision_s : median time that serving takes for one decision, as measured by the parity check.
@@ -80,6 +81,7 @@ class Findings:
     market: History
     trained: Trained
     making: Mapping[str, Making] = field(default_factory=dict)
+    collapsed: Mapping[str, str] = field(default_factory=dict)
     look: int = 0
     decision_s: float = 0.0
     everything: Everything | None = None

@@ -111,7 +111,7 @@ def check_not_collapsed(metrics: Measures, config: TrainingConfig) -> None:
     if faults:
         raise CollapsedPolicy(
             f"the policy collapsed on the validation rows: {'; '.join(faults)}. Raise beta, lower"
-            " the learning rate, or start from the supervised warm-up (start = 'optimum')"
+            " the learning rate, or take fewer epochs"
         )
 
 
