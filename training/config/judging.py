@@ -185,7 +185,7 @@ class GateConfig(Section):
         1, ge=1, description="live: days that one bet of the anytime-valid bound takes together"
     )
     draws: int = Field(1000, ge=100)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class RefreshConfig(Section):

@@ -87,7 +87,7 @@ class PreferencesConfig(Section):
     )
     per_scenario: int = Field(4, ge=1, description="at most so many pairs of a scenario")
     model_margin: float = Field(0.0, ge=0, description="the same in the teacher's standard errors")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class AdapterConfig(Section):
@@ -155,7 +155,7 @@ class TrainingConfig(Section):
         le=1,
         description="mean probability of the most likely action; a policy above it has collapsed",
     )
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def batch_divides(self) -> Self:

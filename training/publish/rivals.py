@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.domain.features import FEATURE_NAMES
 from app.domain.model.manifest import ModelManifest
 from app.policy.rivals import RIVAL_NAME, Boosting, Logistic, Rival, Threshold, Tree, read_rival
@@ -75,7 +77,10 @@ def rival_of(algorithm: str, past: Past) -> Rival:
     make = HEURISTICS[algorithm]
     [argument] = make.args
     if make.func is threshold:
-        return Threshold(feature=argument, cut=threshold_cut(argument, past))
+        cut = threshold_cut(argument, past)
+        if not np.isfinite(cut):
+            raise PublishError(f"{algorithm}: no scenario has {argument}, so there is no cut")
+        return Threshold(feature=argument, cut=cut)
     learned = fitted(argument, past)
     if learned.pipeline is None:
         raise PublishError(f"{algorithm}: every plan had one fate, so there is nothing to learn")

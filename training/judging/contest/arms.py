@@ -246,9 +246,11 @@ def best_cut(scores: Floats, rewards: Floats, weights: Floats) -> float:
     """The cut above which the weighted mean reward per scenario is highest; rejected ones earn 0.
 
     Only quantiles that let `MIN_APPROVAL_RATE` through are tried. So the rival always trades: one
-    that learned not to would be compared with nothing.
+    that learned not to would be compared with nothing. Where nobody has a score, none passes: inf.
     """
     finite = np.isfinite(scores) & np.isfinite(rewards)
+    if not finite.any():
+        return np.inf
     scores, gains = scores[finite], (rewards * weights)[finite]
     cuts = np.unique(np.quantile(scores, np.linspace(0, 1 - MIN_APPROVAL_RATE, CUTS)))
     return float(max(cuts, key=lambda cut: gains[scores >= cut].sum()))

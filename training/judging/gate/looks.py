@@ -4,18 +4,31 @@ something by luck."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from app.domain.canonical import content_hash
 from training.config.data import HeldOutConfig, MarketConfig
 
 FILE = "looks.jsonl"
-REAL, MADE_UP = "bars", "synthetic "
-"""What a look says of its market; of a synthetic one its hash too."""
+REAL, MADE_UP, ANY = "bars", "synthetic ", "any"
+"""What a look says of its market; of a synthetic one its hash too. `ANY` is of a lost line."""
+
+
+class _Written(BaseModel):
+    """A line of the file. `tried` : Sharpe ratios per step, by arm; None: not known yet."""
+
+    version: str
+    since: str
+    until: str
+    market: str
+    tried: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,23 +87,40 @@ class Look:
         return MADE_UP + content_hash(self.market.synthetic.model_dump(mode="json"))
 
     def _write(self, found: dict[str, Any]) -> None:
+        """One line, in one go; behind a line that was cut, a new one."""
         path = self.models / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(self._entry() | found) + "\n")
+        with path.open("a+b", buffering=0) as stream:
+            end = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, end - 1))
+            whole = stream.read(1) in (b"", b"\n")
+            line = json.dumps(self._entry() | found).encode() + b"\n"
+            stream.write(line if whole else b"\n" + line)
+            os.fsync(stream.fileno())
 
     def _meeting(self) -> list[dict[str, Any]]:
         """Looks at the same market whose days meet this one's, in the order of the file. What does
-        not say that its market was synthetic was of real days."""
+        not say that its market was synthetic was of real days. A line that was cut was somebody's
+        look at days that nobody knows: it counts, as a version of its own."""
         path, entry = self.models / FILE, self._entry()
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        looks = [_read(line, f"line {number}") for number, line in enumerate(lines, 1) if line]
         return [
             look
-            for look in map(json.loads, lines)
+            for look in looks
             if look["since"] < entry["until"]
             and entry["since"] < look["until"]
             and (
                 look["market"] == entry["market"]
+                or look["market"] == ANY
                 or (entry["market"] == REAL and not look["market"].startswith(MADE_UP))
             )
         ]
+
+
+def _read(line: bytes, name: str) -> dict[str, Any]:
+    """A look that was written down; of a line that says none, one at all days of every market."""
+    try:
+        return _Written.model_validate_json(line).model_dump(exclude_none=True)
+    except ValidationError:
+        return {"version": f"{FILE}, {name}", "since": "", "until": "9999", "market": ANY}

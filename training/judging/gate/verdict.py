@@ -53,6 +53,9 @@ AGENT, RANDOM_VETO, NOT_TRADING = "agent", "random veto", "not trading"
 WIN, STOPPED, RANGE = "win", "stopped", "range"
 """What a version foretells of the agent's plan: it makes money after costs; its stop is hit; the
 market ranges less than the median that was said."""
+BEYOND = 10
+"""Bootstrap draws that a bound needs beyond it, however small its error: else many looks cost no
+more than some."""
 REQUIRED_READINGS = (WIN,)
 
 
@@ -381,7 +384,7 @@ def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str
             columns,
             as_of=evidence.as_of,
             level=1 - 2 * error,
-            draws=config.draws,
+            draws=max(config.draws, math.ceil(BEYOND / error)),
             seed=config.seed,
         )
         return dict(zip(rivals, intervals, strict=True))

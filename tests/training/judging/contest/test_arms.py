@@ -186,6 +186,12 @@ def test_the_best_cut_keeps_what_pays_and_always_trades() -> None:
     assert (scores >= cut).sum() >= 5
 
 
+def test_a_score_that_nobody_has_lets_nothing_pass() -> None:
+    unknown = np.full(3, np.nan)
+    assert best_cut(unknown, np.ones(3), np.ones(3)) == np.inf
+    assert best_cut(np.arange(3.0), unknown, np.ones(3)) == np.inf, "fates that nobody knows"
+
+
 def problem(rows: int, seed: int, *, signal: bool) -> tuple[Past, np.ndarray]:
     """What is past, and its rewards again."""
     source = np.random.default_rng(seed)

@@ -142,3 +142,16 @@ def test_what_other_versions_tried_on_these_days_is_remembered(tmp_path: Path) -
     made_up = MarketConfig(source="synthetic")
     assert Look(tmp_path, "three", made_up, WHOLE, NOW).tried_before() == {}
     assert Look(tmp_path / "nothing", "three", BARS, WHOLE, NOW).tried_before() == {}
+
+
+@pytest.mark.parametrize("lost", ['{"version": "two", "si', "[]", '{"version": 2}', "\xff"])
+def test_a_look_whose_line_was_cut_counts_and_loses_no_other(tmp_path: Path, lost: str) -> None:
+    assert Look(tmp_path, "one", BARS, FIRST, NOW).count() == 1
+    with (tmp_path / FILE).open("a", encoding="latin-1") as stream:
+        stream.write(lost)
+    assert Look(tmp_path, "three", BARS, FIRST, NOW).count() == 3
+    Look(tmp_path, "three", BARS, FIRST, NOW).note({"policy": 0.1})
+    assert Look(tmp_path, "one", BARS, FIRST, NOW).tried_before() == {
+        f"{FILE}, line 2": None,
+        "three: policy": 0.1,
+    }

@@ -389,9 +389,19 @@ def test_few_vetoes_prove_nothing_and_many_looks_widen_a_vetos_bounds() -> None:
     assert codes(judge(base, asked, Mode.FIXED)) == [RefusalCode.TOO_FEW_VETOES]
     columns = np.stack([base.policy - other for other in base.rivals.values()], axis=1)
     level = 1 - 2 * 0.025 / 8
-    expected = mean_intervals(columns, as_of=base.as_of, level=level, draws=300)[0]
+    expected = mean_intervals(columns, as_of=base.as_of, level=level, draws=3200)[0]
     found = judge(replace(base, looks=8), CONFIG, Mode.FIXED).differences["agent"]
-    assert (found.low, found.high) == (expected.low, expected.high)
+    assert (found.low, found.high) == (expected.low, expected.high), "ten draws lie beyond it"
+
+
+def test_more_looks_cost_a_veto_more_however_many_there_were() -> None:
+    base = vetoing()
+    lows = [
+        judge(replace(base, looks=looks), CONFIG, Mode.FIXED).differences["agent"].low or 0.0
+        for looks in (1, 5, 20, 100)
+    ]
+    steps = -np.diff(lows)
+    assert (steps > 0.05 * (lows[0] - lows[-1])).all(), lows
 
 
 def test_configurations_whose_ratio_nobody_wrote_down_count_as_tried() -> None:
