@@ -16,7 +16,7 @@ from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
-RIVAL = DpoConfig(epochs=1, max_majority=1.0)
+RIVAL = DpoConfig(epochs=1, max_majority=1.0, beta=0.1)
 """Takes part in the contest beside `expected`."""
 
 
