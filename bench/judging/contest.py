@@ -86,9 +86,9 @@ def answers(count: int, versions: int) -> dict[str, Answers]:
 
 
 def main(
-    symbols: Annotated[int, typer.Option(help="Of the synthetic market.")] = 11,
-    versions: Annotated[int, typer.Option(help="Policies, beside the base model.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    symbols: Annotated[int, typer.Option(min=1, help="Of the synthetic market.")] = 11,
+    versions: Annotated[int, typer.Option(min=1, help="Policies, beside the base model.")] = 4,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
     """Prepare, run, print."""
     with tempfile.TemporaryDirectory() as folder:

@@ -102,10 +102,12 @@ def power_table(curve: list[PowerPoint]) -> Table:
 
 def main(
     histories: Annotated[
-        int, typer.Option("--runs", help="Histories per market without edge.")
+        int, typer.Option("--runs", min=1, help="Histories per market without edge.")
     ] = 500,
-    power_runs: Annotated[int, typer.Option(help="Histories per point of the power curve.")] = 60,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    power_runs: Annotated[
+        int, typer.Option(min=1, help="Histories per point of the power curve.")
+    ] = 60,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     only_demotion: Annotated[
         bool, typer.Option("--demotion", help="Only how often a version steps back by itself.")
     ] = False,

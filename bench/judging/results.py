@@ -23,6 +23,7 @@ from training.cli.options import meter
 from training.config.data import HeldOutConfig
 from training.config.file import read_config
 from training.config.learning import ALGORITHMS
+from training.config.section import at_home
 from training.judging.report.document import number
 from training.market.bars import Bars, MarketDataError
 from training.market.sources import lengths_in, load_directory
@@ -201,7 +202,9 @@ def window_of_claim(bitcoin: Bars) -> None:
 
 def main(
     market: Annotated[Path, typer.Option(help="Folder of bars, news, fear and greed.")],
-    output: Annotated[Path, typer.Option(help="The page.")] = Path("var/results.md"),
+    output: Annotated[Path, typer.Option(callback=at_home, help="The page.")] = Path(
+        "var/results.md"
+    ),
     since: Since = SINCE,
     until: Until = UNTIL,
 ) -> None:

@@ -32,6 +32,7 @@ from bench.history import record
 from bench.learning.planted import ALGORITHMS, PROMPT_SEED, WARM_UP, planted_problem
 from training.cli.options import meter
 from training.config.learning import AdapterConfig, EncodeConfig
+from training.config.section import at_home
 from training.learning.model.shards import encode_batch, expanded
 from training.learning.targets.problem import Problem
 
@@ -207,10 +208,14 @@ def trained(
 
 
 def main(
-    prompts: Annotated[int | None, typer.Option(help="of the base pass")] = None,
-    learn: Annotated[int | None, typer.Option(help="prompts that policies learn from")] = None,
-    batch: Annotated[int, typer.Option(help="prompts at once")] = 64,
-    models: Annotated[Path, typer.Option(help="where the small model is")] = Path("var/models"),
+    prompts: Annotated[int | None, typer.Option(min=1, help="of the base pass")] = None,
+    learn: Annotated[
+        int | None, typer.Option(min=1, help="prompts that policies learn from")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="prompts at once")] = 64,
+    models: Annotated[Path, typer.Option(callback=at_home, help="where the small model is")] = Path(
+        "var/models"
+    ),
 ) -> None:
     """Print a table."""
     device, name = device_of()

@@ -69,8 +69,9 @@ def labels_bench(hours: int = YEARS * HOURS_PER_YEAR, symbols: int = SYMBOLS) ->
 
 
 def main(
-    hours: Annotated[int, typer.Option(help="Bars of each symbol.")] = YEARS * HOURS_PER_YEAR,
-    symbols: Annotated[int, typer.Option(help="Of the synthetic market.")] = SYMBOLS,
+    hours: Annotated[int, typer.Option(min=1, help="Bars of each symbol.")] = YEARS
+    * HOURS_PER_YEAR,
+    symbols: Annotated[int, typer.Option(min=1, help="Of the synthetic market.")] = SYMBOLS,
 ) -> None:
     """Measure, print, remember."""
     measured = labels_bench(hours, symbols)

@@ -28,6 +28,7 @@ from bench.learning.teacher import interval
 from training.arrays import DAY_S, HELD_OUT_FROM, Flags, Floats, Rows, instant
 from training.cli.options import meter
 from training.config.data import MarketConfig, OutcomesConfig, ScenariosConfig
+from training.config.section import at_home
 from training.market.bars import Bars
 from training.outcomes.labels import AGENT, Labels, labels
 from training.scenarios.history import load_history, of_history
@@ -137,7 +138,9 @@ def traded(scenarios: ScenarioSet, fates: Labels, bars: Mapping[str, Bars]) -> T
 def main(
     market: Annotated[Path, typer.Option(help="folder of bars: SYMBOL_1h.parquet")],
     develop: Annotated[bool, typer.Option(help="2018-2022 instead of the held-out")] = False,
-    folder: Annotated[Path, typer.Option(help="where artefacts are kept")] = Path("var/artifacts"),
+    folder: Annotated[Path, typer.Option(callback=at_home, help="where artefacts are kept")] = Path(
+        "var/artifacts"
+    ),
     since: Since = SINCE,
     until: Until = UNTIL,
 ) -> None:

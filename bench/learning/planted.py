@@ -47,6 +47,7 @@ from training.config.learning import (
     TrainingConfig,
     WarmUpConfig,
 )
+from training.config.section import at_home
 from training.learning.algorithms import warm_up
 from training.learning.algorithms.probe import fit_probe
 from training.learning.algorithms.run import TrainedPolicy
@@ -290,16 +291,20 @@ def summary(edge: float, trials: list[Trial]) -> Iterator[str]:
 
 
 def main(
-    scenarios: Annotated[int, typer.Option(help="Training and validation rows.")] = 600,
-    seed: Annotated[int, typer.Option(help="Of the noise and of training.")] = 0,
-    seeds: Annotated[int, typer.Option(help="So many, from that one on.")] = 1,
+    scenarios: Annotated[int, typer.Option(min=1, help="Training and validation rows.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise and of training.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="So many, from that one on.")] = 1,
     edges: Annotated[
         list[float] | None, typer.Option("--edge", help="R; may be repeated; none: 0.8.")
     ] = None,
-    fresh: Annotated[int, typer.Option(help="Score so many further scenarios instead.")] = 0,
-    folder: Annotated[Path, typer.Option(help="Keeps the base pass.")] = Path("var/bench/planted"),
-    models: Annotated[Path, typer.Option(help="Where the small model is.")] = Path("var/models"),
-    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
+    fresh: Annotated[int, typer.Option(min=0, help="Score so many further scenarios instead.")] = 0,
+    folder: Annotated[Path, typer.Option(callback=at_home, help="Keeps the base pass.")] = Path(
+        "var/bench/planted"
+    ),
+    models: Annotated[
+        Path, typer.Option(callback=at_home, help="Where the small model is.")
+    ] = Path("var/models"),
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
     only: Annotated[
         list[str] | None, typer.Option(help="After the warm-up; may be repeated.")
     ] = None,

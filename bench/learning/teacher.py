@@ -22,9 +22,10 @@ from app.domain.features import FEATURE_NAMES
 from app.domain.model.actions import ACTIONS
 from bench.asked import SINCE, UNTIL, Since, Until, entry, period_of, tell_beyond
 from training.arrays import DAY_S, HELD_OUT_FROM, Flags, Floats, Rows, instant
-from training.cli.options import meter
+from training.cli.options import finite, meter
 from training.config.data import MarketConfig, OutcomesConfig, ScenariosConfig
 from training.config.learning import NetworkConfig, TargetsConfig, TeacherConfig
+from training.config.section import at_home
 from training.learning.targets.utility import aversion, utility
 from training.learning.teacher.accuracy import chance, range_baselines, slope, uplift
 from training.learning.teacher.lessons import GROSS, QUESTIONS, RANGE, STOPPED, WIN, Lessons
@@ -72,11 +73,16 @@ class Exam(NamedTuple):
 def main(
     market: Annotated[Path, typer.Option(help="folder of bars: SYMBOL_1h.parquet")],
     develop: Annotated[bool, typer.Option(help="2021 and 2022 instead of the held-out")] = False,
-    terms: Annotated[float, typer.Option(help="share with a variant on other terms")] = 0.5,
+    terms: Annotated[
+        float,
+        typer.Option(min=0, max=1, callback=finite, help="share with a variant on other terms"),
+    ] = 0.5,
     baselines: Annotated[
         bool, typer.Option(help="teachers of few rows and of shuffled labels beside it")
     ] = True,
-    folder: Annotated[Path, typer.Option(help="where artefacts are kept")] = Path("var/artifacts"),
+    folder: Annotated[Path, typer.Option(callback=at_home, help="where artefacts are kept")] = Path(
+        "var/artifacts"
+    ),
     since: Since = SINCE,
     until: Until = UNTIL,
 ) -> None:

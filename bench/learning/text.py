@@ -33,6 +33,7 @@ from bench.asked import SINCE, UNTIL, Since, Until, entry, period_of
 from bench.history import machine, record
 from training.cli.options import meter
 from training.config.data import HeldOutConfig, MarketConfig
+from training.config.section import at_home
 from training.judging.gate.texts import SCENARIOS, Attempt, Turned, attempts_on, judged, table
 from training.scenarios.history import find_scenarios, load_history
 from training.scenarios.table import evenly
@@ -187,7 +188,7 @@ def main(
 ) -> None:
     """Read, print, and keep the figures."""
     period = period_of(since, until)
-    model = loaded(version, models or [Path("var/models"), Path("models")])
+    model = loaded(version, models or [at_home(Path("var/models")), Path("models")])
     scenarios = scenarios_of(market, period)
     attempts = attempts_on(scenarios)
     features = " ".join(machine()["features"])

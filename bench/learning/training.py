@@ -30,6 +30,7 @@ from bench.asked import entry
 from bench.history import record
 from bench.learning.planted import ALGORITHMS, PROMPT_SEED, pairs_of, plant
 from training.config.learning import AdapterConfig, EncodeConfig
+from training.config.section import at_home
 from training.learning.model.base_pass import Encoded, build_encoded
 from training.learning.targets.problem import Problem
 from training.stages.store import Store
@@ -202,10 +203,14 @@ def labels_after(model: Any, reader: LabelReader, prompt: Prompt) -> NDArray[np.
 
 
 def main(
-    scenarios: Annotated[int, typer.Option(help="Training scenarios, one pair each.")] = 24,
-    held_out: Annotated[int, typer.Option(help="Scenarios that preferences are tried on.")] = 24,
-    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
-    models: Annotated[Path, typer.Option(help="Where the small model is.")] = Path("var/models"),
+    scenarios: Annotated[int, typer.Option(min=1, help="Training scenarios, one pair each.")] = 24,
+    held_out: Annotated[
+        int, typer.Option(min=1, help="Scenarios that preferences are tried on.")
+    ] = 24,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    models: Annotated[
+        Path, typer.Option(callback=at_home, help="Where the small model is.")
+    ] = Path("var/models"),
     only: Annotated[list[str], typer.Option(help="These algorithms; may be repeated.")] = DEFAULT,
     trl: Annotated[bool, typer.Option(help="TRL's DPOTrainer too.")] = True,
 ) -> None:

@@ -25,6 +25,7 @@ from bench.learning.text import BATCH, Loaded, loaded, markdown, ordered, read_b
 from training.arrays import Floats, Rows
 from training.cli.options import meter
 from training.config.data import HeldOutConfig, MarketConfig, OutcomesConfig
+from training.config.section import at_home
 from training.outcomes.labels import judge, plan_orders, shares_of
 from training.outcomes.simulate import Costs
 from training.scenarios.history import History, find_scenarios, load_history
@@ -124,7 +125,7 @@ def main(
 ) -> None:
     """Read, and print the table."""
     period = period_of(since, until)
-    model = loaded(version, models or [Path("var/models"), Path("models")])
+    model = loaded(version, models or [at_home(Path("var/models")), Path("models")])
     source = MarketConfig(source="directory", directory=market)
     history = load_history(source, None)
     tell_beyond(period, history)

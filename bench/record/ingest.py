@@ -130,8 +130,10 @@ def copied(source: str, target: str) -> float:
 
 
 def main(
-    decisions: Annotated[int, typer.Option(help="Decisions a run, four events each.")] = 4_000,
-    repeats: Annotated[int, typer.Option(help="Runs of each, taking turns.")] = 3,
+    decisions: Annotated[
+        int, typer.Option(min=1, help="Decisions a run, four events each.")
+    ] = 4_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each, taking turns.")] = 3,
 ) -> None:
     """Fill the stream, write it out with one writer and with two, and copy the same rows."""
     runs: dict[str, list[float]] = {"one writer": [], "two writers": [], "binary COPY": []}

@@ -279,10 +279,10 @@ async def _first_look(log: ShadowLog) -> int:
 
 
 def main(
-    decisions: Annotated[int, typer.Option(help="How many lie in the log.")] = 100_000,
-    repeats: Annotated[int, typer.Option(help="Times that each question is asked.")] = 5,
-    months: Annotated[int, typer.Option(help="Months that they are spread over.")] = MONTHS,
-    whole: Annotated[int, typer.Option(help="Newest decisions with all tables.")] = WHOLE,
+    decisions: Annotated[int, typer.Option(min=1, help="How many lie in the log.")] = 100_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each question is asked.")] = 5,
+    months: Annotated[int, typer.Option(min=1, help="Months that they are spread over.")] = MONTHS,
+    whole: Annotated[int, typer.Option(min=0, help="Newest decisions with all tables.")] = WHOLE,
 ) -> None:
     """Fill a log and ask."""
     with servers() as (_, postgres, _):

@@ -326,8 +326,8 @@ async def trials(url: str, count: int, seed: int) -> tuple[Counter[str], list[st
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Trials.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the random choices.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Trials.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random choices.")] = 0,
 ) -> None:
     """Tamper with one row at a time; exit 1 when anything was not found."""
     from tests import builders as build

@@ -52,7 +52,7 @@ def everything() -> Judge:
 
 
 def main(
-    decisions: Annotated[int, typer.Option(help="How many lie in the log.")] = 100_000,
+    decisions: Annotated[int, typer.Option(min=1, help="How many lie in the log.")] = 100_000,
     profile: Annotated[bool, typer.Option(help="Show where the time goes, of one more run.")] = (
         False
     ),

@@ -1,14 +1,18 @@
-"""The period that benches ask about."""
+"""The period that benches ask about, and what all of them share."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from datetime import date
+from pathlib import Path
 
 import pytest
 
+import bench
 from bench.asked import SINCE, UNTIL, entry, period_of, tell_beyond
 from tests.training.support.candles import random_walk
-from training.config.section import ConfigError
+from training.config.section import ConfigError, at_home
 from training.market.context import KnownContext
 from training.scenarios.history import History
 
@@ -46,3 +50,19 @@ def test_a_bench_that_cannot_be_run_says_so_in_one_line(
         entry(main)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "bench: no bars there\n"
+
+
+MAINS = [
+    name
+    for path in sorted(Path(bench.__file__).parent.glob("*/*.py"))
+    if "entry(main)" in path.read_text() and (name := f"bench.{path.parent.name}.{path.stem}")
+]
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_what_a_bench_keeps_lies_under_home_by_default(name: str) -> None:
+    main = importlib.import_module(name).main
+    for parameter in inspect.signature(main, eval_str=True).parameters.values():
+        if isinstance(parameter.default, Path) and parameter.default.parts[0] == "var":
+            (option,) = parameter.annotation.__metadata__
+            assert option.callback is at_home, parameter.name
