@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from training.arrays import HELD_OUT_FROM, HELD_OUT_UNTIL, instant
 from training.cli.options import expected_failures
-from training.config.data import HeldOutConfig
+from training.config.data import HeldOutConfig, MarketConfig
 from training.config.section import ConfigError
+from training.judging.gate.looks import Look
 from training.scenarios.history import History
 
 SINCE, UNTIL = HELD_OUT_FROM.isoformat(), HELD_OUT_UNTIL.isoformat()
@@ -43,6 +45,12 @@ def tell_beyond(period: HeldOutConfig, history: History) -> None:
             f"bars go on to {ends:%Y-%m-%d}: --since {period.until} --until ... asks about them",
             err=True,
         )
+
+
+def looked(version: str, market: MarketConfig, period: HeldOutConfig, models: Path) -> None:
+    """Count a look at a version, as an evaluation does: what is read off a bench can be chosen by
+    as well. `models` is where versions are published."""
+    Look(models, version, market, period, datetime.now(UTC)).count()
 
 
 def entry(main: Callable[..., Any]) -> None:

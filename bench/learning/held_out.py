@@ -22,7 +22,7 @@ from app.domain.features import FEATURE_NAMES
 from app.domain.model.actions import ACTIONS
 from app.domain.model.outlook import Outlook
 from app.policy.versions.store import find_version
-from bench.asked import entry
+from bench.asked import entry, looked
 from bench.history import record
 from bench.learning.teacher import (
     ATR,
@@ -60,6 +60,7 @@ from training.pipeline.evaluate import (
     folders_of,
     judged_by,
     published,
+    require_unseen,
     shuffled_teacher,
 )
 from training.pipeline.rebuild import base_of, labelled, market_of, numbers_alone
@@ -108,6 +109,7 @@ def held_out(config: RebuildConfig, name: str) -> HeldOut:
     """Ask version and teachers."""
     shop = Workshop(config.artifacts, typer.echo, meter)
     version = published(find_version(name, folders_of(config)))
+    require_unseen(config.evaluate.held_out, version)
     made = numbers_alone(config, shop, None)
     judged = judged_by(config)
     asked_of = labelled(judged, market_of(judged), shop, None)
@@ -115,6 +117,7 @@ def held_out(config: RebuildConfig, name: str) -> HeldOut:
     schools = {TEACHER: made.artifacts["teacher"], SHUFFLED: shuffled_teacher(config, made, shop)}
     asked = Asked(config, shop, base_of(config, shop), scenarios, schools, whole=True)
     said = Answers.open(asked.of_version(POLICY, version))
+    looked(version.path.name, config.market, config.evaluate.held_out, config.publish.models)
     teachers, random = (
         Predictions.open(
             shop.make(taught, f"{name}, held out", scenarios=scenarios, teacher=school)

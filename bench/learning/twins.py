@@ -19,7 +19,7 @@ from app.domain.model.actions import ACTIONS
 from app.domain.record.decision import cautious, prepare
 from app.domain.scenario import Scenario
 from app.policy.in_process.label_reader import LabelReader
-from bench.asked import SINCE, UNTIL, Since, Until, entry, period_of, tell_beyond
+from bench.asked import SINCE, UNTIL, Since, Until, entry, looked, period_of, tell_beyond
 from bench.history import record
 from bench.learning.text import BATCH, Loaded, loaded, markdown, ordered, read_batch
 from training.arrays import Floats, Rows
@@ -129,6 +129,7 @@ def main(
     source = MarketConfig(source="directory", directory=market)
     history = load_history(source, None)
     tell_beyond(period, history)
+    looked(version.name, source, period, at_home(Path("var/models")))
     given = judged_of(history, count, period)
     disguised = [twins(scenario) for scenario in given.scenarios]
     taken = {

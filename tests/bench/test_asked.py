@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 
 import bench
-from bench.asked import SINCE, UNTIL, entry, period_of, tell_beyond
+from bench.asked import SINCE, UNTIL, entry, looked, period_of, tell_beyond
 from tests.training.support.candles import random_walk
+from training.config.data import MarketConfig
 from training.config.section import ConfigError, at_home
+from training.judging.gate.looks import Look
 from training.market.context import KnownContext
 from training.scenarios.history import History
 
@@ -50,6 +52,12 @@ def test_a_bench_that_cannot_be_run_says_so_in_one_line(
         entry(main)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "bench: no bars there\n"
+
+
+def test_what_a_bench_asked_counts_as_a_look(tmp_path: Path) -> None:
+    bars, now = MarketConfig(source="directory"), datetime(2026, 11, 28, tzinfo=UTC)
+    looked("one", bars, period_of(SINCE, UNTIL), tmp_path)
+    assert Look(tmp_path, "two", bars, period_of(SINCE, UNTIL), now).count() == 2
 
 
 MAINS = [

@@ -99,7 +99,7 @@ def evaluate(
     limits, judged = limits_of(config), judged_by(config)
     market = _market_that_judges(config, judged)
     rival, known = (published_of(config, name) for name in (champion, entrant))
-    _require_unseen(known, config.evaluate.held_out)
+    require_unseen(config.evaluate.held_out, known, rival)
     base = base_of(config, shop)
     rebuilt, collapsed = ({}, {}) if known else rebuild_all(config, rivals, shop, database, base)
     made = rebuilt[POLICY] if rebuilt else numbers_alone(config, shop, database)
@@ -386,15 +386,17 @@ def _keep_report(artifact: Artifact, version: Path) -> None:
     draft.replace(kept)
 
 
-def _require_unseen(version: Published | None, held_out: HeldOutConfig) -> None:
-    """What a version says that it was trained on lies before what judges it."""
-    *_, last = (version.manifest.provenance.get("period") if version else None) or [0]
-    if version and held_out.since is not None and last >= instant(held_out.since):
-        raise ConfigError(
-            f"{version.path.name} was trained on decisions up to"
-            f" {datetime.fromtimestamp(last, UTC):%Y-%m-%d}, and what judges begins on"
-            f" {held_out.since}: move evaluate.held_out.since behind them"
-        )
+def require_unseen(held_out: HeldOutConfig, *versions: Published | None) -> None:
+    """What versions say that they were trained on lies before what judges them. Raises
+    `ConfigError`."""
+    for version in versions:
+        *_, last = (version.manifest.provenance.get("period") if version else None) or [0]
+        if version and held_out.since is not None and last >= instant(held_out.since):
+            raise ConfigError(
+                f"{version.path.name} was trained on decisions up to"
+                f" {datetime.fromtimestamp(last, UTC):%Y-%m-%d}, and what judges begins on"
+                f" {held_out.since}: move evaluate.held_out.since behind them"
+            )
 
 
 def _market_that_judges(config: RebuildConfig, judged: RebuildConfig) -> History:

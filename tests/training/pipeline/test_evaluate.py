@@ -322,6 +322,8 @@ def test_a_version_that_was_trained_on_days_that_judge_is_refused(
     )
     with pytest.raises(ConfigError, match="was trained on decisions up to"):
         evaluate(early, shop_of(early), NOW, entrant=evaluated.version.name)
+    with pytest.raises(ConfigError, match="was trained on decisions up to"):
+        evaluate(early, shop_of(early), NOW, champion=evaluated.version.name)
 
 
 def test_bars_that_end_before_what_judges_are_refused_before_anything_is_trained(

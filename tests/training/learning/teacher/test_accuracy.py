@@ -18,7 +18,9 @@ from training.learning.teacher.accuracy import (
 
 def test_the_better_half_is_the_half_that_ranks_higher() -> None:
     assert better_half(np.array([0.3, -1.0, 2.0, 0.1])).tolist() == [1, 0, 1, 0]
-    assert better_half(np.array([5.0, 5.0, 5.0])).tolist() == [1, 0.5, 0]
+    assert better_half(np.array([3.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
+    assert better_half(np.array([5.0, 5.0, 5.0])).tolist() == [0.5, 0.5, 0.5], "says nothing"
+    assert better_half(np.array([9.0, 5.0, 5.0, 5.0])).tolist() == [1, 1 / 3, 1 / 3, 1 / 3]
 
 
 def test_uplift_is_what_choosing_adds_to_half_of_everything() -> None:
