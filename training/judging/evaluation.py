@@ -75,12 +75,9 @@ def evaluation(
     making: Aside[Mapping[str, Making]],
     progress: Progress = silent,
 ) -> Facts:
-    """Judge a version, by its answers to the `held_out` scenarios, whose prompts were read, and by
-    what was looked at `before`: once others were, its verdict is another one. Of `every` candidate
-    of the period, and of those of training, what needs no language model is judged as well.
-
-    collapsed : why a rival's policy takes no part, by the name of its arm.
-    """
+    """Judge a version by its answers to the `held_out` scenarios and what was looked at `before`;
+    of `every` candidate of the period, and of training's, what needs no language model as well.
+    collapsed : why a rival's policy takes no part, by the name of its arm."""
     learnt = Trained(*trained, terms.embargo_s)
     periods = refitted(*held_out, learnt, terms.evaluate.refit_days)
     contest = hold_contest(

@@ -85,8 +85,10 @@ nowhere."""
 def opening(policy: float, agent: float, gap: Estimate, scenarios: int, days: int) -> str:
     """What following it would have been worth beside the agent alone; mean R per scenario.
 
-    `gap` is the policy less the agent with its lower bound.
+    `gap` has the gate's lower bound on the policy less the agent; live, that is of clipped days, so
+    what is told beside the two means is their own difference.
     """
+    better = policy - agent
     told = (
         f"On {scenarios:,} opportunities of {days:,} days that it had not learnt from, a hundred of"
         f" them would have earned {100 * policy:+z.1f} R with it and {100 * agent:+z.1f} R with the"
@@ -94,11 +96,11 @@ def opening(policy: float, agent: float, gap: Estimate, scenarios: int, days: in
     )
     if gap.value is None or gap.low is None:
         return f"{told}; how sure that is cannot be said: {gap.reason or 'there is no bound'}."
-    if gap.low > 0:
-        return f"{told}: better by {100 * gap.value:.1f} R, and surely by {100 * gap.low:.1f} R."
-    if gap.value <= 0:
-        return f"{told}: worse by {-100 * gap.value:.1f} R."
+    if gap.low > 0 and better > 0:
+        return f"{told}: better by {100 * better:.1f} R, and surely by {100 * gap.low:.1f} R."
+    if better <= 0:
+        return f"{told}: worse by {-100 * better:.1f} R."
     return (
-        f"{told}: better by {100 * gap.value:.1f} R, which may be luck: it could as well be"
+        f"{told}: better by {100 * better:.1f} R, which may be luck: it could as well be"
         f" {100 * gap.low:+z.1f} R."
     )

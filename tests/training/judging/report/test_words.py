@@ -23,7 +23,6 @@ BEGIN = (
             Estimate(0.027, -0.004),
             ": better by 2.7 R, which may be luck: it could as well be -0.4 R.",
         ),
-        (Estimate(-0.027, -0.05), ": worse by 2.7 R."),
         (none("too few days"), "; how sure that is cannot be said: too few days."),
     ],
 )
@@ -31,6 +30,11 @@ def test_it_says_what_a_hundred_would_have_earned_and_how_sure_that_is(
     gap: Estimate, end: str
 ) -> None:
     assert opening(-0.012, -0.039, gap, 1499, 700) == BEGIN + end
+
+
+def test_worse_is_by_how_much_less_it_earned() -> None:
+    said = opening(-0.066, -0.039, Estimate(-0.03, -0.05), 1499, 700)
+    assert said.endswith("(1 R is what the agent's plan risks): worse by 2.7 R."), "gap is clipped"
 
 
 def test_every_reason_has_its_own_words() -> None:
