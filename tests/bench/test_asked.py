@@ -55,7 +55,7 @@ def test_a_bench_that_cannot_be_run_says_so_in_one_line(
 
 
 def test_what_a_bench_asked_counts_as_a_look(tmp_path: Path) -> None:
-    bars, now = MarketConfig(source="directory"), datetime(2026, 11, 28, tzinfo=UTC)
+    bars, now = MarketConfig(), datetime(2026, 11, 28, tzinfo=UTC)
     looked("one", bars, period_of(SINCE, UNTIL), tmp_path)
     assert Look(tmp_path, "two", bars, period_of(SINCE, UNTIL), now).count() == 2
 
