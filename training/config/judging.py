@@ -64,7 +64,7 @@ class WalkForwardConfig(Section):
 
     first: date = Field(date(2021, 1, 1), description="day on which the first judged period begins")
     until: date = Field(HELD_OUT_FROM, description="no decision on or after this day")
-    period_days: float = Field(365.0, gt=0)
+    period_days: int = Field(365, ge=1, le=36_500)
     limit: int | None = Field(
         None, ge=1, description="at most so many judged scenarios, drawn evenly over time"
     )
@@ -191,8 +191,8 @@ class GateConfig(Section):
 class RefreshConfig(Section):
     """A sliding window over the shadow log."""
 
-    train_days: float = Field(365.0, gt=0, description="decisions that train and validate")
-    judge_days: float = Field(90.0, gt=0, description="the newest decisions, which judge")
+    train_days: int = Field(365, ge=1, le=36_500, description="decisions that train and validate")
+    judge_days: int = Field(90, ge=1, le=36_500, description="the newest decisions, which judge")
     alias: str = Field(
         "shadow-candidate",
         pattern=r"^shadow-[a-z0-9-]{1,40}$",

@@ -131,6 +131,8 @@ def walk_forward(
     for name, (begins, ends) in spans.items():
         made = walked[name]
         period = _period(held_out, made, terms.embargo_s, begins, ends)
+        if not len(period.rows):  # all lie within the embargo, or have no known fate
+            continue
         asked = [parsed[row] for row in period.rows]
         periods.append(period)
         told.append(Told.of(made.answers, made.taught, period.rows, asked))

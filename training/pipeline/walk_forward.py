@@ -15,6 +15,7 @@ from training.arrays import instant
 from training.config.data import ScenariosConfig
 from training.config.file import RebuildConfig
 from training.config.judging import WalkForwardConfig
+from training.config.section import ConfigError
 from training.judging.contest.arms import BASE_MODEL
 from training.judging.evaluation import walk_forward as contest
 from training.judging.report.findings import Making
@@ -23,6 +24,7 @@ from training.learning.model.base_pass import encoded
 from training.learning.teacher.expectations import taught
 from training.pipeline.evaluate import limits_of, terms_of
 from training.pipeline.rebuild import base_of, labelled, market_of, rebuild
+from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -42,17 +44,23 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
     untuned = shop.make(of_base, BASE_MODEL, encoded=base_pass, base=base)
 
     walked, spans, cpu_seconds = {}, {}, 0.0
+    as_of = ScenarioSet.open(scenarios).as_of
     for begin, end in periods(walk):
-        name = f"{begin} to {end}"
-        shop.tell(f"period {name}")
+        name, span = f"{begin} to {end}", (instant(begin), instant(end))
+        asked = int(((as_of >= span[0]) & (as_of < span[1])).sum())
+        shop.tell(f"period {name}: {asked:,} scenarios" + ("" if asked else ", left out"))
+        if not asked:
+            continue
         before = config.scenarios.model_copy(update={"until": begin})
         made = rebuild(config.model_copy(update={"scenarios": before}), shop, None, base)
         teacher = made.artifacts["teacher"]
         answers = shop.make(of_policy, name, policy=made.policy, encoded=base_pass, base=base)
         read = shop.make(taught, name, scenarios=scenarios, teacher=teacher, encoded=base_pass)
         walked[name] = {"trained": made.trained, "answers": answers, "taught": read}
-        spans[name], cpu_seconds = (instant(begin), instant(end)), made.cpu_seconds
+        spans[name], cpu_seconds = span, made.cpu_seconds
 
+    if not walked:
+        raise ConfigError(f"no scenario is decided from {walk.first} to {walk.until}")
     return shop.make(
         contest,
         held_out={**held_out, "answers": {BASE_MODEL: untuned}},
