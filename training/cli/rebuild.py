@@ -27,7 +27,8 @@ def rebuild(
     """From scenarios to a trained policy, stage by stage. What is finished is found again; a killed
     run goes on.
 
-    Prints where the artefacts lie and what the policy earned on the validation period.
+    Prints where the artefacts lie and what the policy's choices are worth on the validation period,
+    by its targets.
     `advisor-train publish` makes a version of it, `advisor-train evaluate` judges it on the
     held-out period.
     """
@@ -47,20 +48,22 @@ def print_rebuilt(rebuilt: Rebuilt) -> None:
     console.print(_counts(rebuilt.artifacts["scenarios"], rebuilt.artifacts["labels"]))
     metrics = rebuilt.policy.facts["metrics"]
     table = Table(
-        "on the validation period", "R per scenario", title="Policy", title_justify="left"
+        "on the validation period", "worth, R a scenario", title="Policy", title_justify="left"
     )
     for key, name in (
         ("greedy", "policy's choice"),
         ("reference_greedy", "before training"),
         ("best_constant", "the one action that was best in training"),
-        ("oracle", "best action in hindsight"),
+        ("oracle", "the best action of each scenario"),
     ):
         table.add_row(name, f"{metrics[key]:+.3f}")
     console.print(table)
     console.print(
         f"entropy {metrics['entropy']:.3f} nats, KL to the reference {metrics['kl']:.3f} nats,"
         f" majority action {metrics['majority']:.0%}, mass on labels {metrics['label_mass']:.3f}."
-        " Rewards are net of costs and, if targets.centre is set, relative to each action's mean."
+        " Worth is by what the policy learned from (`targets`): what the teacher expects of an"
+        " action, net of costs and less the price of its risk, not what came of it;"
+        " `advisor-train evaluate` says what it earns."
     )
     if metrics["setback"] > SETBACK:
         console.print(

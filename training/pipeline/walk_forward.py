@@ -57,7 +57,8 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         answers = shop.make(of_policy, name, policy=made.policy, encoded=base_pass, base=base)
         read = shop.make(taught, name, scenarios=scenarios, teacher=teacher, encoded=base_pass)
         walked[name] = {"trained": made.trained, "answers": answers, "taught": read}
-        spans[name], cpu_seconds = span, made.cpu_seconds
+        spans[name] = span
+        cpu_seconds += made.cpu_seconds
 
     if not walked:
         raise ConfigError(f"no scenario is decided from {walk.first} to {walk.until}")

@@ -55,7 +55,8 @@ def validation_metrics(
     train: NDArray[np.int64],
     rows: NDArray[np.int64],
 ) -> Measures:
-    """`policy_measures` on validation rows, and mean rewards (R) of deterministic choices there.
+    """`policy_measures` on validation rows, and mean rewards (R; those that are learned from, not
+    what came of the actions) of deterministic choices there.
 
     `greedy` takes what the policy chooses, `reference_greedy` what the reference does,
     `best_constant` the one action that was best on the training rows, `oracle` each row's best
