@@ -126,6 +126,13 @@ class ScenariosConfig(Section):
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
+    def days_follow_each_other(self) -> Self:
+        """Something lies between them: known before anything is built."""
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise ValueError(f"until is {self.until}, and since is {self.since}: nothing between")
+        return self
+
+    @model_validator(mode="after")
     def held_out_period_is_left_alone(self) -> Self:
         """History ends where the held-out period begins. The log goes on after it; what lies within
         is left out."""

@@ -31,7 +31,7 @@ class EvaluateConfig(Section):
     capital: float = Field(1000.0, gt=0, description="quote; the agent trades 400 to 500 at a time")
     max_open: int = Field(1, ge=1, description="trades open at a time, as the agent has it")
     refit_days: float = Field(
-        91.0, gt=0, description="the simple rivals are fitted anew so often, on all before"
+        91.0, ge=1, description="the simple rivals are fitted anew so often, on all before"
     )
     workers: int = Field(
         2, ge=1, description="processes, or with ray tasks, that measure portfolios"

@@ -154,7 +154,8 @@ def load_directory(directory: Path, length: str, symbols: Sequence[str] = ()) ->
     if not chosen or absent:
         raise MarketDataError(
             f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths:"
-            f" {', '.join(sorted(files, key=length_seconds))}; market.length says which; symbols:"
+            f" {', '.join(sorted(files, key=length_seconds))}; market.length says which,"
+            f" market.finer which finer ones: [] for none; symbols:"
             f" {', '.join(sorted(chosen)) or 'none'})"
         )
     return [

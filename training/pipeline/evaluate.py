@@ -181,7 +181,9 @@ def rebuild_all(
 ) -> tuple[dict[str, Rebuilt], dict[str, str]]:
     """The policy's rebuild and its rivals', by the name of the arm; and why a rival is not among
     them, whose training collapsed: the others are judged without it. Raises `CollapsedPolicy` where
-    the policy's own did."""
+    the policy's own did, and `UnknownVersion` before anything is trained where the base lies in no
+    folder that versions are served from."""
+    find_version(base.manifest.model_version, folders_of(config))
     rebuilt, collapsed = {POLICY: rebuild(config, shop, database, base)}, {}
     for rival in rivals:
         if rival.algorithm == config.policy.algorithm:

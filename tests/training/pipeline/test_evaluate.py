@@ -383,3 +383,17 @@ def test_a_rival_that_collapses_takes_no_part_and_is_told(second: RebuildConfig)
     assert any(line.startswith(why) for line in lines)
     assert "policy expected" not in values(tables(done)[REWARDS], MEAN)
     assert "policy expected takes no part: the policy collapsed" in json.dumps(report_of(done))
+
+
+def test_a_base_that_nothing_is_served_from_is_refused_before_anything_is_trained(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    apart = config_in(tmp_path, tiny_base, publish__models=tmp_path / "models")
+    with pytest.raises(UnknownVersion, match="holds model version"):
+        evaluate(apart, shop_of(apart), NOW)
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_days_between_which_nothing_lies_are_refused(tmp_path: Path, tiny_base: Path) -> None:
+    with pytest.raises(ValidationError, match="until is 2020-01-01, and since is 2023-01-01"):
+        config_in(tmp_path, tiny_base, evaluate__held_out__until="2020-01-01")

@@ -82,6 +82,10 @@ EVIDENCE = {
 nowhere."""
 
 
+NOTICEABLE = 0.0005
+"""R a scenario: a twentieth of an R in a hundred, which would be told as 0.0."""
+
+
 def opening(policy: float, agent: float, gap: Estimate, scenarios: int, days: int) -> str:
     """What following it would have been worth beside the agent alone; mean R per scenario.
 
@@ -96,6 +100,8 @@ def opening(policy: float, agent: float, gap: Estimate, scenarios: int, days: in
     )
     if gap.value is None or gap.low is None:
         return f"{told}; how sure that is cannot be said: {gap.reason or 'there is no bound'}."
+    if abs(better) < NOTICEABLE:
+        return f"{told}: no difference that one would notice."
     if gap.low > 0 and better > 0:
         return f"{told}: better by {100 * better:.1f} R, and surely by {100 * gap.low:.1f} R."
     if better <= 0:

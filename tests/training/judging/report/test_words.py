@@ -49,3 +49,8 @@ def test_every_reason_leads_to_what_is_behind_it_but_those_of_broken_evidence() 
         RefusalCode.NOT_IN_ORDER,
         RefusalCode.SPLIT_OVERLAPS,
     }
+
+
+def test_what_would_be_told_as_nothing_is_no_difference() -> None:
+    said = opening(0.0003, 0.0, Estimate(0.0003, 0.0001), 1499, 700)
+    assert said.endswith(": no difference that one would notice.")
