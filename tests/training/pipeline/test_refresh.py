@@ -71,7 +71,7 @@ async def api(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterat
     history = load_history(refresh_config(tmp_path).market, None)
     found, _ = find_scenarios(
         history,
-        ScenariosConfig(since=date(2025, 2, 1), until=date(2023, 1, 1)).model_copy(
+        ScenariosConfig(since=date(2025, 2, 1), until=None).model_copy(
             update={"until": date(2025, 6, 1), "limit": 120}
         ),
     )

@@ -15,6 +15,7 @@ import training.pipeline.walk_forward  # noqa: F401  what the pipelines import i
 from training.config.data import MarketConfig, OutcomesConfig
 from training.config.judging import EvaluateConfig, GateConfig
 from training.config.learning import Algorithm, ExpectedConfig
+from training.judging.gate.evidence import Before
 from training.judging.report.findings import Terms
 from training.learning.algorithms import expected
 from training.stages.declared import CACHE, DECLARED, FOLDER, PROGRESS, Stage
@@ -110,7 +111,7 @@ def changes(value: Any) -> list[Any]:
             for name, field in fields.items()
             for other in changes(field)
         ]
-    if isinstance(value, Terms):
+    if isinstance(value, Terms | Before):
         return [
             replace(value, **{name: other})
             for name, field in vars(value).items()
