@@ -27,7 +27,7 @@ from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.numbers import known_of
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from app.policy.versions.store import base_of, load_manifest
 from bench.asked import SINCE, UNTIL, Since, Until, entry, period_of
 from bench.history import machine, record

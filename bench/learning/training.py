@@ -24,7 +24,7 @@ from app.domain.model.prompt import Line, Prompt, lines_of, prompt_of
 from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from app.policy.versions.store import load_manifest
 from bench.asked import entry
 from bench.history import record

@@ -1,9 +1,10 @@
 """What each engine costs on this processor, and what it does to decisions; compare ratios.
 
 Made-up prompts one by one through every engine, in turns. Seconds are CPU time of the reading
-thread, so that a neighbour on the machine hardly counts; torch runs on one thread. With an adapter,
-prompts are read as the service reads them: by the adapter, with and without their text part. Then
-the service itself, asked by one client, against the bare read of the same prompts.
+thread, so that a neighbour on the machine hardly counts; torch runs on one thread. With a version,
+prompts are read as the service reads them: by its adapter, with and without their text part, and
+with its questions. Then the service itself, asked by one client, against the bare read of the same
+prompts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from app.domain.model.manifest import Calibration
 from app.domain.model.prompt import render
+from app.domain.model.questions import QuestionName
 from app.domain.record.decision import Engine, Reading, cautious
 from app.domain.scenario import Scenario
 from app.policy.calibration import random_scenarios
@@ -32,7 +34,8 @@ from app.policy.in_process.engines import read_roughly, reader_by
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.numbers import known_of
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.reading.layout import parted
+from app.policy.in_process.whole.served import load_to_serve
 from app.policy.options import BackendOptions
 from app.policy.versions.store import load_manifest
 from app.settings import read_settings
@@ -49,10 +52,12 @@ console = Console()
 
 
 class Engaged(NamedTuple):
-    """An engine's reader, and the adapter over its model."""
+    """An engine's reader, the adapter over its model, and what the version is asked beside the
+    action."""
 
     reader: LabelReader
     adapter: Adapter | None
+    questions: tuple[QuestionName, ...] = ()
     rough: bool = False
 
     def read(self, scenario: Scenario) -> Reading:
@@ -61,10 +66,16 @@ class Engaged(NamedTuple):
         if self.adapter is not None:
             prompt = self.adapter.reads(prompt, scenario)
         text, numbers = encoder.text_tokens(prompt), known_of(scenario)
-        ask = Ask(encoder.encode(prompt), (self.adapter,), text, (), numbers, self.rough)
+        ids = encoder.encode(prompt)
+        ask = Ask(ids, (self.adapter,), text, self.questions, numbers, self.rough)
         [rows] = self.reader.answer([ask])
-        whole, bare = rows[0], rows[1] if text else None
-        return Reading(log_probabilities=whole, without_text=bare)
+        whole, *bare = (parted(row, encoder, self.questions) for row in rows)
+        return Reading(
+            log_probabilities=whole[0],
+            without_text=bare[0][0] if bare else None,
+            questions=whole[1],
+            questions_without_text=bare[0][1] if bare else {},
+        )
 
 
 class Run(NamedTuple):
@@ -74,18 +85,20 @@ class Run(NamedTuple):
     readings: list[Reading]
 
 
-def engaged(base: Path, version: Path | None) -> dict[Engine, Engaged]:
+def engaged(
+    base: Path, version: Path | None, questions: tuple[QuestionName, ...]
+) -> dict[Engine, Engaged]:
     """Every engine that works here."""
     encoder = PromptEncoder.from_directory(base)
     found = {}
     for engine in Engine:
         rough = engine is Engine.BFLOAT16
         options = BackendOptions(engine=Engine.ONEDNN if rough else engine)
-        reader = reader_by(options, load_model(base), encoder)
+        reader = reader_by(options, load_to_serve(base), encoder)
         adapter = Adapter.load(version, reader.model, encoder.tail) if version else None
         works = read_roughly(options, reader) if rough else reader.engine is engine
         if works:
-            found[engine] = Engaged(reader, adapter, rough)
+            found[engine] = Engaged(reader, adapter, questions, rough)
     return found
 
 
@@ -163,7 +176,7 @@ def main(
     torch.set_num_threads(1)
     base = import_smollm2(read_settings().models_dir, console.print)
     calibration = load_manifest(version or base).calibration
-    engines = engaged(base, version)
+    engines = engaged(base, version, calibration.asked)
     runs = interleaved(engines, random_scenarios(prompts + WARM_UP, SEED))
     exact = runs[Engine.TORCH]
     here = machine()

@@ -13,7 +13,7 @@ from peft import PeftModel
 from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from tests.policy.tiny_models import save_adapter
 
 TOLERANCE = 1e-4

@@ -21,7 +21,7 @@ from app.policy.calibration import random_prompts
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.reading.trunks import TRUNKS
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from tests.policy.peft_reading import (
     TEXTS,
     activated,

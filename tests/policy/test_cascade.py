@@ -24,7 +24,7 @@ from app.policy.in_process.certifying import Pair, certificate_of, certify
 from app.policy.in_process.engines import read_roughly, reader_by
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.policy import TransformersPolicy
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.scripted import SCRIPTED_MANIFEST
 from app.telemetry import Rough

@@ -19,7 +19,7 @@ from app.policy.in_process.attention import attend
 from app.policy.in_process.engines import EQUAL_NATS, reader_by
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.packed import PackedLinear
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.served import load_to_serve
 from app.policy.options import BackendOptions
 from tests.policy.peft_reading import activated, ids_of
 from tests.policy.tiny_models import POSITIONS, save_tiny_model, write_manifest
@@ -37,7 +37,7 @@ def test_attention_by_onednn_is_attention(shared: int) -> None:
     mask[0, :, :, 6:] = torch.finfo(mask.dtype).min
     scores = query @ key.repeat_interleave(shared, 1).transpose(-1, -2) * 0.3 + mask
     expected = torch.softmax(scores, -1) @ value.repeat_interleave(shared, 1)
-    found, _ = attend(nn.Identity(), query, key, value, mask, 0.3)
+    found = attend(query, key, value, mask, 0.3)
     torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-5, rtol=0)
 
 
@@ -53,7 +53,7 @@ def test_a_packed_layer_is_the_layer(bias: bool) -> None:
 def test_onednn_says_what_torch_says_with_adapters_and_with_and_without_text(
     tiny: LabelReader, tiny_directory: Path, tmp_path: Path
 ) -> None:
-    reader = reader_by(ONEDNN, load_model(tiny_directory), tiny.encoder)
+    reader = reader_by(ONEDNN, load_to_serve(tiny_directory), tiny.encoder)
     assert reader.engine is Engine.ONEDNN
     adapter, other = activated(tiny, tmp_path / "a", 1), activated(reader, tmp_path / "b", 1)
     ids = ids_of(tiny)
@@ -71,7 +71,7 @@ def test_of_the_real_model_every_decision_is_equal(
     smollm2: LabelReader, smollm2_directory: Path, smollm2_manifest: ModelManifest
 ) -> None:
     reader = reader_by(
-        BackendOptions(engine=Engine.ONEDNN), load_model(smollm2_directory), smollm2.encoder
+        BackendOptions(engine=Engine.ONEDNN), load_to_serve(smollm2_directory), smollm2.encoder
     )
     policies = [propose_by(each, smollm2_manifest) for each in (smollm2, reader)]
     assert policies[0] == policies[1]
@@ -90,12 +90,12 @@ def test_torch_reads_where_it_is_asked_for_and_where_packing_is_no_faster(
     tiny: LabelReader, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = BackendOptions(engine=Engine.TORCH)
-    assert reader_by(asked, load_model(tiny_directory), tiny.encoder).engine is Engine.TORCH
-    unhurried = reader_by(BackendOptions(), load_model(tiny_directory), tiny.encoder)
+    assert reader_by(asked, load_to_serve(tiny_directory), tiny.encoder).engine is Engine.TORCH
+    unhurried = reader_by(BackendOptions(), load_to_serve(tiny_directory), tiny.encoder)
     assert unhurried.engine is Engine.TORCH, "layers so small are not worth it"
     monkeypatch.setattr(packed, "LEAST_WEIGHTS", 0)
     monkeypatch.setattr(packed, "_least_seconds", lambda layer, states: 1.0)
-    slow = reader_by(BackendOptions(), load_model(tiny_directory), tiny.encoder)
+    slow = reader_by(BackendOptions(), load_to_serve(tiny_directory), tiny.encoder)
     assert slow.engine is Engine.TORCH
     assert slow.read([slow.encoder.tail]) == tiny.read([tiny.encoder.tail])
 
@@ -107,7 +107,7 @@ def test_the_fastest_is_taken_by_itself(
     monkeypatch.setattr(
         packed, "_least_seconds", lambda layer, states: 1.0 - isinstance(layer, PackedLinear)
     )
-    reader = reader_by(BackendOptions(), load_model(tiny_directory), tiny.encoder)
+    reader = reader_by(BackendOptions(), load_to_serve(tiny_directory), tiny.encoder)
     assert reader.engine is Engine.ONEDNN
 
 
@@ -149,7 +149,7 @@ def test_an_engine_that_fails_is_not_used_and_is_counted(
     monkeypatch.setattr(packed, "PackedLinear", kind)
     told = Told()
     options = BackendOptions(engine=Engine.ONEDNN, telemetry=told)
-    reader = reader_by(options, load_model(tiny_directory), tiny.encoder)
+    reader = reader_by(options, load_to_serve(tiny_directory), tiny.encoder)
     assert reader.engine is Engine.TORCH
     assert reader.model.config._attn_implementation == "sdpa"
     assert len(told.seen["engine_failed"]) == 1
@@ -162,7 +162,7 @@ def test_where_there_is_no_onednn_torch_reads_and_nothing_has_failed(
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     told = Told()
     options = BackendOptions(telemetry=told)
-    assert reader_by(options, load_model(tiny_directory), tiny.encoder).engine is Engine.TORCH
+    assert reader_by(options, load_to_serve(tiny_directory), tiny.encoder).engine is Engine.TORCH
     assert not told.seen["engine_failed"]
 
 

@@ -34,7 +34,7 @@ from app.policy.in_process.batching import Batcher
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.numbers import Known, Numbers, known_of, left_out_by
 from app.policy.in_process.policy import TransformersPolicy
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.scripted import SCRIPTED_MANIFEST
 from app.policy.versions.store import NUMBERS_NAME

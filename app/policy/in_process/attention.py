@@ -1,69 +1,89 @@
-"""Attention by oneDNN, where a pass brings a mask of its own, as joint passes do.
+"""Attention by torch, and by oneDNN, where a pass brings a mask of its own, as joint passes do.
 
-torch's own attention multiplies float32 with MKL, as its linear layers do (`packed`). Here heads
-that look at the same keys do so together, in one product for each row and head of keys. Everything
-else is left to torch: passes without such a mask, and models that change scores on the way.
+torch's own attention multiplies float32 with MKL, as its linear layers do (`packed`). By oneDNN
+heads that look at the same keys do so together, in one product for each row and head of keys.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from torch import Tensor
+from torch.nn import functional
 
-NAME = "onednn"
-_CHANGES_SCORES = ("softcap", "s_aux", "position_bias")
+SDPA, NAME = "sdpa", "onednn"
+"""What transformers calls attention by torch, and what we call ours."""
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
 
-def product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def product(states: Tensor, weight: Tensor) -> Tensor:
     """states @ weight.T"""
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
     return found
 
 
 def attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """softmax(query @ key.T * scaling + mask) @ value.
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    scaling: float,
+) -> Tensor:
+    """softmax(query @ keys.T * scaling + mask) @ values.
 
     Parameters
     ----------
     query : (rows, heads, tokens that look, size).
-    key, value : (rows, heads of keys, tokens that are looked at, size).
-    attention_mask : (rows, 1, tokens that look, tokens that are looked at), added to scores.
+    keys, values : (rows, heads of keys, tokens that are looked at, size).
+    mask : (rows, 1, tokens that look, tokens that are looked at), added to scores.
 
     Returns
     -------
-    (rows, tokens that look, heads, size), and no weights.
+    (rows, tokens that look, heads, size).
     """
-    plain = all(options.get(name) is None for name in _CHANGES_SCORES)
-    if attention_mask is None or not attention_mask.is_floating_point() or not plain:
-        whole: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **options
-        )
-        return whole
     rows, heads, looking, size = query.shape
-    shared = heads // key.shape[1]  # Heads that look at one head of keys.
-    together = query.reshape(rows, key.shape[1], shared * looking, size)
-    together = together * (size**-0.5 if scaling is None else scaling)
-    found = value.new_empty(rows, key.shape[1], shared * looking, value.shape[-1])
+    shared = heads // keys.shape[1]  # Heads that look at one head of keys.
+    together = query.reshape(rows, keys.shape[1], shared * looking, size) * scaling
+    found = values.new_empty(rows, keys.shape[1], shared * looking, values.shape[-1])
     for row in range(rows):
-        for head in range(key.shape[1]):
-            scores = product(together[row, head], key[row, head]).view(shared, looking, -1)
-            weights = torch.softmax(scores + attention_mask[row], -1).flatten(0, 1)
-            found[row, head] = product(weights, value[row, head].T)
-    return found.view(rows, heads, looking, -1).transpose(1, 2).contiguous(), None
+        for head in range(keys.shape[1]):
+            scores = product(together[row, head], keys[row, head]).view(shared, looking, -1)
+            weights = torch.softmax(scores + mask[row], -1).flatten(0, 1)
+            found[row, head] = product(weights, values[row, head].T)
+    return found.view(rows, heads, looking, -1).transpose(1, 2).contiguous()
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def by_torch(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """As `attend`, by torch's own; a mask may also say yes or no, and without one each token
+    sees what stands before it."""
+    rows, heads, looking, size = query.shape
+    shared = heads // keys.shape[1]
+    if mask is not None and looking == 1:  # One product for the heads that look at the same keys.
+        query = query.reshape(rows, keys.shape[1], shared, size)
+    elif mask is not None and shared > 1:
+        keys, values = (
+            states[:, :, None].expand(-1, -1, shared, -1, -1).flatten(1, 2)
+            for states in (keys, values)
+        )
+    found = functional.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=mask,
+        scale=scaling,
+        is_causal=mask is None and looking > 1,
+        enable_gqa=mask is None and shared > 1,
+    )
+    return found.reshape(rows, heads, looking, -1).transpose(1, 2).contiguous()
+
+
+def by_onednn(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """As `attend`; passes without such a mask of their own are torch's."""
+    if mask is None or not mask.is_floating_point():
+        return by_torch(query, keys, values, mask, scaling)
+    return attend(query, keys, values, mask, scaling)

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
 
 from app.domain.errors import ModelFileError
 from app.domain.model.questions import QuestionName
@@ -39,8 +38,7 @@ from app.policy.in_process.numbers import Known
 from app.policy.in_process.packed import Switch
 from app.policy.in_process.reading.adapting import Adapting, Place
 from app.policy.in_process.reading.layout import Branched, LogProbabilities, mask_of, parted
-from app.policy.in_process.reading.trunks import Trunk, Trunks
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.reading.trunks import Cache, Trunk, Trunks
 
 PREFILL_TOKENS = 32
 """Tokens of a rationale's prompt that one step reads: about as long as a decision may have to wait
@@ -90,7 +88,8 @@ class LabelReader:
 
     Parameters
     ----------
-    model : a causal LM in float32 and eval mode.
+    model : a causal LM in float32 and eval mode, of transformers or of ours, which has the same
+        names (`llama`).
     encoder : its prompt encoder.
     engine : what multiplies the model's matrices.
     """
@@ -110,7 +109,6 @@ class LabelReader:
         with torch.inference_mode():
             output = model(
                 input_ids=torch.tensor([encoder.head]),
-                past_key_values=DynamicCache(config=model.config),
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -123,8 +121,11 @@ class LabelReader:
 
     @classmethod
     def load(cls, directory: Path, limit: int = PROMPT_TOKENS) -> LabelReader:
-        """Load a Hugging Face causal LM directory from safetensors, in float32. Raises
-        `ModelFileError`."""
+        """Load a Hugging Face causal LM directory from safetensors, in float32, as training adapts
+        it. Raises `ModelFileError`."""
+        # The service reads models of the usual shape without transformers, which takes seconds.
+        from app.policy.in_process.whole.weights import load_model
+
         return cls(load_model(directory), PromptEncoder.from_directory(directory, limit))
 
     def read(self, batch: Sequence[Sequence[int]]) -> list[LogProbabilities]:

@@ -16,9 +16,8 @@ from app.policy.in_process.batching import Batcher
 from app.policy.in_process.cascade import Cascade
 from app.policy.in_process.certificate import Certificate
 from app.policy.in_process.engines import reader_by
-from app.policy.in_process.importer import import_directory
 from app.policy.in_process.policy import TransformersPolicy
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.served import load_to_serve
 from app.policy.options import BackendOptions
 from app.policy.versions.copies import PrivateCopies
 from app.policy.versions.store import base_of, read_manifest
@@ -87,7 +86,7 @@ class InProcess:
             with self._copies.of(directory, manifest.files) as copy:  # Verified when shared, too.
                 if batcher is None:
                     encoder = PromptEncoder.from_directory(copy, self._options.prompt_tokens)
-                    batcher = self._share(held, load_model(copy), encoder)
+                    batcher = self._share(held, load_to_serve(copy), encoder)
                     undo.callback(self._drop, held, batcher)
             batcher.try_out(questions=manifest.calibration.asked)
             self._bases.acquire(held)  # The policy's own, as below.
@@ -101,6 +100,9 @@ class InProcess:
         options = self._options
         if options.manifests is None or (directory / MANIFEST_NAME).is_file():
             return read_manifest(directory / MANIFEST_NAME)
+        # It converts and measures with transformers; who has a manifest needs neither.
+        from app.policy.in_process.importer import import_directory
+
         return import_directory(
             directory,
             options.manifests,
@@ -119,7 +121,7 @@ class InProcess:
             if batcher is None:
                 whole = undo.enter_context(self._copies.of(where, base.files))
                 encoder = PromptEncoder.from_directory(whole, self._options.prompt_tokens)
-                model = load_model(whole)
+                model = load_to_serve(whole)
             else:  # What is in memory was verified when it was loaded.
                 undo.callback(self._drop, held, batcher)
                 encoder, model = batcher.reader.encoder, batcher.reader.model
@@ -128,7 +130,7 @@ class InProcess:
             if not adapter.activated:
                 if batcher is not None:
                     whole = undo.enter_context(self._copies.of(where, base.files))
-                    model = load_model(whole)
+                    model = load_to_serve(whole)
                 return self._merged(adapter, model, encoder, manifest)
             if batcher is None:
                 batcher = self._share(held, model, encoder)

@@ -31,7 +31,7 @@ from app.policy.in_process.importer import import_directory
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.numbers import Numbers
 from app.policy.in_process.tensors import read_tensors
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.versions import copies as copies_module
 from app.policy.versions.copies import PrivateCopies

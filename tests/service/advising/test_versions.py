@@ -30,7 +30,7 @@ from app.domain.record.decision import prepare
 from app.main import DEFAULT_MODEL
 from app.policy.backends import Backends
 from app.policy.encoding import PromptEncoder
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.policy.versions.store import file_hash

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.main import DEFAULT_MODEL, default_directory
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from app.settings import Settings
 from tests.policy.tiny_models import save_adapter, save_tiny_model, write_manifest
 

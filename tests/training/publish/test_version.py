@@ -22,7 +22,7 @@ from app.domain.model.manifest import Calibration
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.numbers import Numbers
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from app.policy.versions.store import NUMBERS_NAME, described, load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base

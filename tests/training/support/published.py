@@ -14,7 +14,7 @@ import polars as pl
 from app.domain.model.actions import ACTIONS
 from app.domain.model.manifest import Calibration
 from app.policy.encoding import PromptEncoder
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, write_manifest

@@ -7,9 +7,11 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from app.policy.in_process.whole.llama import KeysValues
 
 TRUNKS = 8
 """User texts whose keys and values are kept, the latest: some 7 MB each for the small model and a
@@ -17,6 +19,8 @@ usual prompt."""
 Trunk = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a user's tokens by layer, each (heads, tokens, head size)."""
 User = tuple[int, ...]
+Cache = Any
+"""A model's own: `layers` with their `keys` and `values`, (rows, heads, tokens, size)."""
 
 
 class Trunks:
@@ -31,7 +35,7 @@ class Trunks:
     def __init__(self, head: Cache, tokens: int):
         self._head = head
         self._tokens = tokens
-        self.possible = all(type(layer) is DynamicLayer for layer in head.layers)
+        self.possible = all(map(_keeps_all, head.layers))
         """Whether the layers keep the keys and values of every token (sliding windows do not)."""
         self._kept: OrderedDict[tuple[User, bool], Trunk] = OrderedDict()
         """By the user's tokens, and whether they were read roughly."""
@@ -61,7 +65,7 @@ class Trunks:
         """The head's cache for `rows` prompts. Views where a layer replaces its tensors when it
         grows (it then never writes into ours), else a deep copy."""
         layers = self._head.layers
-        if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        if not all(map(_replaces, layers)):
             copied = copy.deepcopy(self._head)
             copied.batch_repeat_interleave(rows)
             return copied
@@ -89,3 +93,21 @@ class Trunks:
                 sides.append(whole)
             layer.keys, layer.values = sides
         return cache
+
+
+def _keeps_all(layer: Any) -> bool:
+    """Whether it keeps the keys and values of every token, and nothing else."""
+    if type(layer) is KeysValues:
+        return True
+    from transformers.cache_utils import DynamicLayer  # What made the layer is there.
+
+    return type(layer) is DynamicLayer
+
+
+def _replaces(layer: Any) -> bool:
+    """Whether it never writes into a tensor that it holds."""
+    if _keeps_all(layer):
+        return True
+    from transformers.cache_utils import DynamicSlidingWindowLayer
+
+    return type(layer) is DynamicSlidingWindowLayer

@@ -11,7 +11,7 @@ import torch
 
 from app.domain.model.actions import LABELS
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.planted import encoded, exact, randomise, short_prompts, tiny_reader
 from training.config.learning import AdapterConfig

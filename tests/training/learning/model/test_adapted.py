@@ -20,7 +20,7 @@ from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.numbers import left_out_by
-from app.policy.in_process.weights import load_model
+from app.policy.in_process.whole.weights import load_model
 from app.policy.versions.store import NUMBERS_NAME
 from tests.training.support.planted import (
     encode_lines,

@@ -1,31 +1,28 @@
-"""A whole model from its directory: its configuration builds it, its safetensors fill it, all of it
-and nothing else.
+"""What a model's directory holds: its configuration, and its safetensors, all of them and nothing
+else.
 
 transformers alone would follow an index out of the directory, load the adapter that a file names,
 fetch kernels that a configuration asks for, and fill what is missing with random numbers. So the
-tensors are read here, and it is given them.
+tensors are read here, and who builds a model is given them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-from transformers.utils import logging as transformers_logging
 
 from app.domain.errors import ModelFileError
 from app.policy.in_process.tensors import read_tensors
-from app.policy.versions.files import read_object, refusals, some_of
+from app.policy.versions.files import read_object
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, GENERATION_NAME = "config.json", "generation_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_REPEATED = 1024
 """Layers, experts and other things that a configuration asks for many times."""
 MAX_NUMBER = 1 << 31
-MAX_BUFFER_NUMBERS = 1 << 28
 _REFUSED_KEYS = frozenset(
     {
         "attn_implementation",
@@ -43,38 +40,19 @@ _REFUSED_KEYS = frozenset(
 _REPEATED = ("layer", "expert", "block", "head")
 
 
-def load_model(directory: Path) -> Any:
-    """The model of a Hugging Face directory, in float32: safetensors only, no remote code, no
-    network, every weight from a file and finite. Raises `ModelFileError`."""
-    transformers_logging.disable_progress_bar()
-    with refusals(f"{directory} holds no usable causal language model and"):
-        _require_modest(directory / CONFIG_NAME, read_object(directory / CONFIG_NAME))
-        config = AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        tensors = _tensors(directory)
-        kind = _require_room(directory, config, tensors)
-        model, told = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        for key, what in (
-            ("missing_keys", "lacks the weights"),
-            ("unexpected_keys", "holds weights that are not the model's:"),
-            ("mismatched_keys", "holds weights of another shape:"),
-            ("error_msgs", "cannot be loaded:"),
-        ):
-            if told.get(key):
-                names = sorted(map(str, told[key]))
-                raise ModelFileError(f"{directory} {what} {some_of(names)}")
-        if (directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(
-                directory, local_files_only=True
-            )
-        return model.eval()
+class Contents(NamedTuple):
+    """A configuration, and tensors by name."""
+
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def read_contents(directory: Path) -> Contents:
+    """Read a Hugging Face directory: every number in it plain and finite, every tensor from the
+    file that is to have it. Raises `ModelFileError`."""
+    config = read_object(directory / CONFIG_NAME)
+    _require_modest(directory / CONFIG_NAME, config)
+    return Contents(config, _tensors(directory))
 
 
 def _require_modest(path: Path, value: Any, key: str = "") -> None:
@@ -133,19 +111,3 @@ def _shards(index: Path) -> dict[str, set[str]]:
             )
         shards.setdefault(name, set()).add(tensor)
     return shards
-
-
-def _require_room(directory: Path, config: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The model's class, once its shapes alone show that the files hold all its numbers: what is
-    missing would be made up, however large."""
-    with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    shape.tie_weights()
-    needed = sum(parameter.numel() for parameter in shape.parameters())
-    there = sum(tensor.numel() for tensor in tensors.values())
-    if needed > there or sum(b.numel() for b in shape.buffers()) > MAX_BUFFER_NUMBERS:
-        raise ModelFileError(
-            f"{directory} lacks weights: its configuration asks for {needed} numbers, its files"
-            f" hold {there}"
-        )
-    return type(shape)
