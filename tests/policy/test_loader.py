@@ -22,6 +22,8 @@ from app.domain.model.actions import ACTIONS
 from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.backends import Backends
 from app.policy.calibration import random_prompts
+from app.policy.in_process import loading
+from app.policy.in_process.engines import reader_by
 from app.policy.in_process.importer import import_directory, import_smollm2
 from app.policy.in_process.policy import TransformersPolicy
 from app.policy.options import BackendOptions
@@ -64,6 +66,29 @@ def test_an_intact_version_loads(version: Path, tiny_manifest: ModelManifest) ->
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+def test_a_model_is_tried_with_the_threads_that_read_it(
+    version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with one for each core, which is what a thread begins with."""
+    counted: list[int] = []
+
+    def counting(*parts: Any) -> Any:
+        counted.append(torch.get_num_threads())
+        return reader_by(*parts)
+
+    def load() -> None:
+        torch.set_num_threads(2)
+        backends = Backends(BackendOptions(prompt_tokens=POSITIONS, threads=1))
+        policy = backends.load(version)
+        assert isinstance(policy, TransformersPolicy)
+        policy.batcher.abandon()
+
+    monkeypatch.setattr(loading, "reader_by", counting)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(load).result()
+    assert counted == [1]
 
 
 def test_one_changed_byte_is_refused(version: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+import torch
+
 from app.domain.errors import ModelFileError
 from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.encoding import PromptEncoder
@@ -73,6 +75,8 @@ class InProcess:
     def load(self, directory: Path, registered: ModelManifest | None = None) -> TransformersPolicy:
         """A version, from a verified private copy, under its own manifest or the one that is
         registered under its name. Raises `ManifestMismatch` or `ModelFileError`."""
+        # torch counts them for each thread, and a busy machine pays tenfold for one too many.
+        torch.set_num_threads(self._options.threads)
         manifest = registered or self._manifest_of(directory)
         manifest.require_compatible()
         base = base_of(manifest, self._options.roots)
