@@ -145,7 +145,7 @@ class Parent:
                 "a process ended, it is started again",
                 process=seat.name,
                 status=status,
-                error=running.failed or None,
+                error=running.failed,
                 seconds=pause_s,
             )
             for other in self._followers():

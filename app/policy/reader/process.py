@@ -178,17 +178,19 @@ def read_beside(
 async def visited(place: Path, models: Models) -> AsyncIterator[None]:
     """Answer whoever comes to a socket at `place`, until the block ends."""
 
-    channels: set[Channel] = set()
+    visits: dict[asyncio.Task[Any], Channel] = {}
 
     async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         visitor = Visitor(models)
         channel = Channel(reader, writer, visitor.answer)
-        channels.add(channel)
+        task = asyncio.current_task()
+        assert task is not None
+        visits[task] = channel
         try:
             await channel.run()
         finally:
-            channels.discard(channel)
             await visitor.leave()
+            del visits[task]
 
     place.unlink(missing_ok=True)
     server = await asyncio.start_unix_server(visit, place)
@@ -196,5 +198,6 @@ async def visited(place: Path, models: Models) -> AsyncIterator[None]:
         yield
     finally:
         server.close()
-        for channel in channels:
+        for channel in visits.values():
             channel.close()
+        await asyncio.gather(*visits)
