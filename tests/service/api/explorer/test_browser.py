@@ -164,7 +164,7 @@ async def test_an_operator_halts_with_the_keyboard_alone(visit: Visit) -> None:
     await page.keyboard.press("Space")
     await page.keyboard.press("Tab")
     await page.keyboard.press("Enter")
-    await page.wait_for_function("document.querySelector('h1').innerText.includes('HALTED')")
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("HALTED")
     assert visit.api.service.controls.state.value == "HALTED"
     assert visit.complaints == []
 
