@@ -313,6 +313,9 @@ class AdvisorClient:
             if self._kept is not None:
                 self._kept.look()
                 lost = sum(not self._kept.holds(message) for message in left)
+                for message in (*self._requests.under_way, *self._reports.under_way):
+                    if not self._kept.holds(message):
+                        message.kept = None  # Its file was removed: lost, should it fail now.
                 kept = self._kept.pending
                 self._kept.close()
         self._tell_left(lost, kept)

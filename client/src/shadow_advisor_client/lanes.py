@@ -75,6 +75,11 @@ class Lane:
         """Messages that wait or are under way."""
         return len(self._all)
 
+    @property
+    def under_way(self) -> list[Message]:
+        """What is being sent."""
+        return list(self._under_way.values())
+
     def holds(self, decision_id: str) -> bool:
         """Whether something of a decision waits or is under way."""
         return decision_id in self._waiting or decision_id in self._under_way
