@@ -60,9 +60,10 @@ async def test_what_is_told_is_heard_in_order() -> None:
             one.tell(number)
 
         async def all_heard() -> bool:
-            return heard == list(range(100))
+            return len(heard) == 100
 
         await until(all_heard)
+    assert heard == list(range(100))
 
 
 async def test_who_asks_is_told_when_nobody_answers() -> None:
