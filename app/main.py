@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import structlog
 import uvicorn
@@ -26,7 +26,7 @@ from app.api import decision_models, operators, reference, routes
 from app.api.access import Guard, Refusals
 from app.api.admission import Admission
 from app.api.budget import Buckets
-from app.api.connection import BoundedConfig, Bounds
+from app.api.connection import BoundedConfig, BoundedHttp, Bounds
 from app.api.explorer import acts, decision, drift, limits, pages
 from app.api.explorer.route import nowhere
 from app.api.tokens import Tokens, require_somebody
@@ -51,6 +51,7 @@ from app.processes.metrics import Metrics
 from app.processes.parent import Parent, Seat
 from app.processes.siblings import ALONE, Alone, OneOfSeveral
 from app.processes.totals import Snapshot
+from app.processes.turns import Door, Shares, Turns
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.tasks import calm_garbage_collection
@@ -121,21 +122,22 @@ async def _several(settings: Settings) -> None:
         _bind(settings.host, settings.port) as listener,
         TemporaryDirectory(prefix="advisor-", ignore_cleanup_errors=True) as folder,
     ):
-        place = None if settings.vllm_url else Path(folder) / "reader"
+        reader = None if settings.vllm_url else Path(folder) / "reader"
+        shares = Shares(settings.processes)
+        doors = [Door(listener, shares, place) for place in range(settings.processes)]
         seats = [
-            Seat(f"api-{number}", serve_beside, (settings, listener, place))
-            for number in range(1, settings.processes + 1)
+            Seat(f"api-{door.place + 1}", serve_beside, (settings, door, reader)) for door in doors
         ]
-        if place is not None:
-            asked = (backend_options(settings), place, settings.logs_json)
+        if reader is not None:
+            asked = (backend_options(settings), reader, settings.logs_json)
             seats.append(Seat("reader", read_beside, asked, ends_last=True))
         await Parent(seats).run()
 
 
 def serve_beside(
     settings: Settings,
-    listener: socket.socket,
-    place: Path | None,
+    door: Door,
+    reader: Path | None,
     parent: socket.socket,
     name: str,
 ) -> None:
@@ -144,13 +146,14 @@ def serve_beside(
     async def until_stopped() -> None:
         async with (
             OneOfSeveral.under(parent, name) as siblings,
-            running(settings, beside=Beside(listener, siblings, place)) as served,
+            running(settings, beside=Beside(door, siblings, reader)) as served,
         ):
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, served.signalled)
             siblings.ready(served, served.url)
             await served.answering
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Of a terminal: the parent has it, too.
+    door.shares.leave(door.place)  # The process before may have been killed.
     configure_log(settings.logs_json)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
@@ -162,10 +165,10 @@ def serve_beside(
 
 
 class Beside(NamedTuple):
-    """What a process shares with others: a bound socket, what it says to them, and where the models
-    are read."""
+    """What a process shares with others: where callers come in, what it says to them, and where the
+    models are read."""
 
-    listener: socket.socket
+    door: Door
     siblings: OneOfSeveral
     reader: Path | None
 
@@ -187,7 +190,7 @@ async def running(
     """
     tokens = Tokens(*settings.who_may)
     require_somebody(tokens, settings.host)
-    listener = beside.listener if beside else _bind(settings.host, settings.port)
+    listener = beside.door.listener if beside else _bind(settings.host, settings.port)
     siblings = beside.siblings if beside else ALONE
     traces = traces_of(settings.traces, "advisor-api")
     metrics = Metrics() if traces is None else TracedMetrics(traces)
@@ -201,7 +204,7 @@ async def running(
         app.state.siblings = siblings
         _set_up(app, settings)
         listener.listen()  # From here on nobody is refused who connects.
-        server = _Server(_configured(app, settings, metrics))
+        server = _Server(_configured(app, settings, metrics), beside.door if beside else None)
         answering = asyncio.create_task(server.serve(sockets=[listener]))
         host, port = listener.getsockname()[:2]
         served = Running(f"http://{host}:{port}", service, metrics, server, answering)
@@ -377,7 +380,30 @@ def _has_base(manifest: ModelManifest, settings: Settings) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Signals are for `serve`: uvicorn would raise them again before the service is closed."""
+    """Signals are for `serve`: uvicorn would raise them again before the service is closed. With a
+    `door`, connections are taken in turns with other processes."""
+
+    def __init__(self, config: BoundedConfig, door: Door | None) -> None:
+        super().__init__(config)
+        self._door = door
+        self._turns: Turns | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._door is None:
+            await super().startup(sockets)
+            return
+        await super().startup(sockets=[])
+        here = self.server_state.connections
+        self._turns = Turns(self._door, self._protocol, lambda: len(here), self.config.backlog)
+        self.servers.append(cast(asyncio.Server, self._turns))
+
+    def _protocol(self) -> BoundedHttp:
+        return BoundedHttp(self.config, self.server_state, self.lifespan.state)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._turns is not None:
+            self._turns.tell()
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -123,6 +123,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:
             ) from error
     _leave_source(document.get("market"), over.get("market"))
     _merge(document, over)
+    _judge_as_trained(document)
     try:
         return RebuildConfig.model_validate(document)
     except ValidationError as error:
@@ -135,6 +136,13 @@ def _leave_source(market: Any, over: Any) -> None:
         for source, names in SETTINGS_OF.items():
             for name in names if source != over["source"] else ():
                 market.pop(name, None)
+
+
+def _judge_as_trained(document: dict[str, Any]) -> None:
+    """Costs to judge by that are not named are those of training, not defaults."""
+    match document:
+        case {"outcomes": dict(trained), "evaluate": {"outcomes": dict(judged)} as evaluate}:
+            evaluate["outcomes"] = trained | judged
 
 
 def _merge(document: dict[str, Any], over: dict[str, Any]) -> None:

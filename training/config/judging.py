@@ -19,7 +19,7 @@ class EvaluateConfig(Section):
 
     held_out: HeldOutConfig = HeldOutConfig()
     outcomes: OutcomesConfig | None = Field(
-        None, description="costs to judge by; none: those of training"
+        None, description="costs to judge by; what is not named is as in training"
     )
     size: Literal["agent", "equity"] = Field(
         "agent",

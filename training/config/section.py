@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from app.domain.errors import AdvisorError
 
@@ -33,3 +33,13 @@ class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def true_is_no_number(cls, values: Any) -> Any:
+        """`limit = true` would be a limit of 1."""
+        for name, field in cls.model_fields.items() if isinstance(values, dict) else ():
+            given, annotation = values.get(name), field.annotation
+            if isinstance(given, bool) and bool not in (annotation, *get_args(annotation)):
+                raise ValueError(f"{name} must not be {str(given).lower()}")
+        return values

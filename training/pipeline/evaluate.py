@@ -63,7 +63,7 @@ from training.pipeline.rebuild import (
     unlimited,
 )
 from training.publish.version import publish, release_of
-from training.scenarios.history import History
+from training.scenarios.history import History, wanted
 from training.scenarios.splits import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
@@ -402,9 +402,11 @@ def require_unseen(held_out: HeldOutConfig, *versions: Published | None) -> None
 
 
 def _market_that_judges(config: RebuildConfig, judged: RebuildConfig) -> History:
-    """It reaches into the held-out period: known before anything is trained, which takes
-    minutes."""
+    """It reaches into the held-out period and has its symbols: known before anything is trained,
+    which takes minutes."""
     market, since = market_of(judged), config.evaluate.held_out.since
+    if config.evaluate.held_out.source == "history":
+        wanted(market, config.evaluate.held_out)
     last = max(int(bars.closed_at[-1]) for bars in market.bars)
     if since is not None and last <= instant(since):
         raise ConfigError(

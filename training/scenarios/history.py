@@ -134,8 +134,8 @@ def find_scenarios(
     first = instant(config.since) if config.since else 0
     ends = bars_until(config)
     last = instant(ends) if ends else None
-    wanted = _wanted(history, config)
-    mine = [at for at in candidates if series[at.chart].symbol in wanted]
+    symbols = wanted(history, config)
+    mine = [at for at in candidates if series[at.chart].symbol in symbols]
     within = [at for at in mine if at.as_of >= first and (last is None or at.as_of < last)]
     if not within:
         count = sum(len(bars) for bars in history.bars)
@@ -156,14 +156,14 @@ def find_scenarios(
     return scenarios, left_out
 
 
-def _wanted(history: History, config: ScenariosConfig) -> set[str]:
-    """Symbols whose candidates count; the others' bars are still looked at for what moves alike."""
+def wanted(history: History, config: ScenariosConfig) -> set[str]:
+    """Symbols whose candidates count; the others' bars are still looked at for what moves alike.
+    Raises `ScenarioError` for one that has no bars."""
     symbols = {bars.symbol for bars in history.bars}
     absent = sorted(set(config.symbols) - symbols)
     if absent:
         raise ScenarioError(
-            f"scenarios.symbols: no bars of {', '.join(absent)}; there are"
-            f" {', '.join(sorted(symbols))}"
+            f"symbols: no bars of {', '.join(absent)}; there are {', '.join(sorted(symbols))}"
         )
     return set(config.symbols) or symbols
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ async def advise(client: httpx.AsyncClient, name: str, **changes: Any) -> dict[s
     reply = await client.post("/advise", json=request(name, **changes))
     assert reply.status_code == 200, reply.text
     return dict(reply.json())
+
+
+async def who_answers(client: httpx.AsyncClient) -> str:
+    return str((await client.get("/healthz")).json()["process"])
 
 
 async def set_state(client: httpx.AsyncClient, state: str) -> None:
@@ -58,8 +63,8 @@ async def stored(database_url: str) -> dict[str, int]:
 async def test_what_one_of_two_processes_is_told_or_asked_holds_for_both(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    """Each id is answered once, counted once, and repeated alike by whoever gets it; state and
-    limits are followed; both end in good order."""
+    """Connections that are opened at once are shared out; each id is answered once, counted once,
+    and repeated alike by whoever gets it; state and limits are followed; both end in good order."""
     limits = Path(shutil.copy(ROOT / "limits.toml", tmp_path / "limits.toml"))
     async with several(
         tmp_path / "home", database_url, valkey_url, advisor_limits=limits
@@ -81,6 +86,8 @@ async def test_what_one_of_two_processes_is_told_or_asked_holds_for_both(
         assert set(each) == {"api-1", "api-2"}
         first = {one["request_id"]: plain(one) for one in answers}
         assert len(first) == 300
+        took = Counter([await who_answers(client) for client in clients])
+        assert min(took["api-1"], took["api-2"]) >= 3, took
         for client in each.values():
             for body in bodies[:20]:
                 again = (await client.post("/advise", json=body)).json()

@@ -109,6 +109,21 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
     )
 
 
+def test_costs_to_judge_by_are_those_of_training_but_for_what_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "[outcomes]\nfee = 0.002\nslippage = 0.003\n")
+    assert read_config(path).evaluate.outcomes is None
+    judged = read_config(path, ["evaluate.outcomes.fee=0.0004"]).evaluate.outcomes
+    assert judged is not None
+    assert (judged.fee, judged.slippage) == (0.0004, 0.003)
+
+
+def test_true_is_no_number(tmp_path: Path) -> None:
+    path = written(tmp_path, "[targets]\nshuffled = true\n")
+    assert read_config(path).targets.shuffled
+    with pytest.raises(ConfigError, match="limit must not be true"):
+        read_config(path, ["scenarios.limit=true"])
+
+
 def test_an_override_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sets nothing"):
         read_config(written(tmp_path, ""), ["market.directory=bars"])

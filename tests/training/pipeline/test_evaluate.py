@@ -31,6 +31,7 @@ from training.judging.gate.looks import Look
 from training.judging.report.doubts import STRESSES
 from training.outcomes.labels import AGENT, Labels
 from training.pipeline.evaluate import Evaluated, evaluate, read_report, terms_of
+from training.scenarios.table import ScenarioError
 
 TRUTH = "Share of the best achievable reward"
 REWARDS = "Mean reward per scenario, net of costs"
@@ -334,6 +335,15 @@ def test_bars_that_end_before_what_judges_are_refused_before_anything_is_trained
         ConfigError, match=r"the bars end on 2020-\d\d-\d\d, and what judges begins on 2023-01-01"
     ):
         evaluate(early, shop_of(early), NOW)
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_symbol_that_has_no_bars_is_refused_before_anything_is_trained(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    misspelt = config_in(tmp_path, tiny_base, evaluate__held_out__symbols=("PLANTED1USDT",))
+    with pytest.raises(ScenarioError, match="no bars of PLANTED1USDT; there are"):
+        evaluate(misspelt, shop_of(misspelt), NOW)
     assert not (tmp_path / "artifacts").exists()
 
 

@@ -361,6 +361,6 @@ def test_a_symbol_without_bars_is_named(market: History) -> None:
     wanted = ScenariosConfig(symbols=("XRPUSDT", "BTCUSDT", "ADAUSDT"))
     with pytest.raises(
         ScenarioError,
-        match=r"^scenarios\.symbols: no bars of ADAUSDT, XRPUSDT; there are BTCUSDT, ETHUSDT$",
+        match=r"^symbols: no bars of ADAUSDT, XRPUSDT; there are BTCUSDT, ETHUSDT$",
     ):
         find_scenarios(market, wanted)

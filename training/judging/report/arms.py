@@ -112,9 +112,11 @@ def _counted(findings: Findings) -> str:
 
 def _headline(findings: Findings) -> str:
     contest = findings.contest
+    policy, agent = contest.played[POLICY], contest.played[AGENT]
     opened = words.opening(
-        float(np.mean(contest.rewards[POLICY])),
-        float(np.mean(contest.rewards[AGENT])),
+        float(np.mean(policy.r)),
+        float(np.mean(agent.r)),
+        -float(np.mean(np.where(policy.arm.approve, 0.0, agent.r))),
         findings.verdict.differences.get(AGENT, none("the evidence was refused before")),
         len(contest.arena),
         len(np.unique(contest.arena.as_of // DAY_S)),

@@ -86,8 +86,11 @@ NOTICEABLE = 0.0005
 """R a scenario: a twentieth of an R in a hundred, which would be told as 0.0."""
 
 
-def opening(policy: float, agent: float, gap: Estimate, scenarios: int, days: int) -> str:
-    """What following it would have been worth beside the agent alone; mean R per scenario.
+def opening(
+    policy: float, agent: float, declined: float, gap: Estimate, scenarios: int, days: int
+) -> str:
+    """What following it would have been worth beside the agent alone and beside not trading, and
+    how much of that is trades of the agent's that it declined; mean R per scenario.
 
     `gap` has the gate's lower bound on the policy less the agent; live, that is of clipped days, so
     what is told beside the two means is their own difference.
@@ -95,18 +98,23 @@ def opening(policy: float, agent: float, gap: Estimate, scenarios: int, days: in
     better = policy - agent
     told = (
         f"On {scenarios:,} opportunities of {days:,} days that it had not learnt from, a hundred of"
-        f" them would have earned {100 * policy:+z.1f} R with it and {100 * agent:+z.1f} R with the"
-        " agent alone, after costs (1 R is what the agent's plan risks)"
+        f" them would have earned {100 * policy:+z.1f} R with it, {100 * agent:+z.1f} R with the"
+        " agent alone and 0 R without trading, after costs (1 R is what the agent's plan risks)"
+    )
+    parts = (
+        f"{100 * declined:+z.1f} R by declining the agent's trades,"
+        f" {100 * (better - declined):+z.1f} R by the others"
     )
     if gap.value is None or gap.low is None:
         return f"{told}; how sure that is cannot be said: {gap.reason or 'there is no bound'}."
     if abs(better) < NOTICEABLE:
-        return f"{told}: no difference that one would notice."
+        return f"{told}: no difference from the agent that one would notice."
     if gap.low > 0 and better > 0:
-        return f"{told}: better by {100 * better:.1f} R, and surely by {100 * gap.low:.1f} R."
+        sure = f"surely by {100 * gap.low:.1f} R"
+        return f"{told}: better than the agent by {100 * better:.1f} R, {sure} ({parts})."
     if better <= 0:
-        return f"{told}: worse by {-100 * better:.1f} R."
+        return f"{told}: worse than the agent by {-100 * better:.1f} R ({parts})."
     return (
-        f"{told}: better by {100 * better:.1f} R, which may be luck: it could as well be"
-        f" {100 * gap.low:+z.1f} R."
+        f"{told}: better than the agent by {100 * better:.1f} R ({parts}), which may be luck: it"
+        f" could as well be {100 * gap.low:+z.1f} R."
     )
