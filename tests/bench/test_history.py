@@ -88,7 +88,7 @@ def test_the_list_of_benches_names_each_that_can_be_started() -> None:
     names = {line.split()[2].removeprefix("bench.") for line in listed}
     assert names == {
         "compare", "judging.claim", "judging.contest", "judging.gate", "judging.results",
-        "learning.curve", "learning.gpu", "learning.held_out", "learning.labels",
+        "learning.curve", "learning.gpu", "learning.growth", "learning.held_out", "learning.labels",
         "learning.legible", "learning.maker", "learning.planted", "learning.teacher",
         "learning.text", "learning.training", "learning.twins", "record.answers", "record.chain",
         "record.ingest", "record.questions", "record.tamper", "record.what_if", "serving.cascade",
