@@ -1,10 +1,10 @@
 """Which engine reads for a model that is served in this process: detected, tried, named in every
 reading.
 
-Training and calibration read by torch as it comes (`LabelReader.load`). What is served may be
-multiplied otherwise, where that is as exact and faster here: this is tried when a model is loaded,
-since processors differ and nobody knows the next one. An engine that fails, or says something
-else, is not used, whatever was asked for.
+Training and calibration read by torch as it comes (`LabelReader.load`), the base pass by packed
+layers as well. What is served may be multiplied otherwise, where that is as exact and faster here:
+this is tried when a model is loaded, since processors differ and nobody knows the next one. An
+engine that fails, or says something else, is not used, whatever was asked for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.policy.encoding import PromptEncoder
 from app.policy.in_process import attention
 from app.policy.in_process.certificate import kind_here
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.in_process.packed import is_faster, pack, put, roughen
+from app.policy.in_process.packed import has_onednn, is_faster, pack, put, roughen
 from app.policy.options import BackendOptions
 
 EQUAL_NATS = 1e-3
@@ -33,8 +33,7 @@ def reader_by(options: BackendOptions, model: Any, encoder: PromptEncoder) -> La
     """A reader of the model by the engine that is asked for; by `auto`, by the fastest here. From
     now on the model is the reader's."""
     engine = Engine.TORCH
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    here = options.engine is not None or has_onednn
+    here = options.engine is not None or has_onednn()
     if options.engine is not Engine.TORCH and here:
         try:
             engine = _packed(model, encoder.tail, forced=options.engine is not None)

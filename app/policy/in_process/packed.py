@@ -72,6 +72,11 @@ def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return found
 
 
+def has_onednn() -> bool:
+    """Whether this torch brings oneDNN along."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
 Plain = Mapping[str, nn.Linear]
 """Layers by name, as they were before they were packed."""
 
@@ -101,6 +106,8 @@ def is_faster(plain: Plain) -> bool:
     few rows, faster when it is packed. Time of this thread counts, so that a busy neighbour does
     not decide; some ten milliseconds."""
     inner = sorted(plain.values(), key=lambda layer: layer.out_features)
+    if not inner:
+        return False
     largest = max(inner[:-1] or inner, key=lambda layer: layer.weight.numel())
     if largest.weight.numel() < LEAST_WEIGHTS:
         return False

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from app.domain.canonical import content_hash
 from app.domain.model.prompt import Line, LineKind, lines_of, prompt_of
 from app.policy.in_process.label_reader import LabelReader
+from app.policy.in_process.packed import has_onednn, is_faster, pack, put
 from app.policy.versions.store import file_hash, model_files
 from training.arrays import Progress, silent
 from training.config.learning import EncodeConfig
@@ -222,11 +224,12 @@ def build_encoded(
     if missing:
         _require_room(reader, distinct, config.most_gib)
     progress(len(distinct) - len(missing), len(distinct))
-    for begin in range(0, len(missing), config.shard):
-        part = missing[begin : begin + config.shard]
-        path = write_shard(cache, part, reader, config.batch)
-        place_of.update({name: (path.name, position) for position, (name, _) in enumerate(part)})
-        progress(len(distinct) - len(missing) + begin + len(part), len(distinct))
+    with _fast(reader):
+        for begin in range(0, len(missing), config.shard):
+            part = missing[begin : begin + config.shard]
+            path = write_shard(cache, part, reader, config.batch)
+            place_of.update({name: (path.name, place) for place, (name, _) in enumerate(part)})
+            progress(len(distinct) - len(missing) + begin + len(part), len(distinct))
     shards = sorted({place_of[name][0] for name in names})
     _write_arrays(folder, cache, [place_of[name] for name in names], shards)
     from_artifact = os.path.relpath(cache.resolve(), folder.resolve().parent)
@@ -236,6 +239,21 @@ def build_encoded(
         "prompts": len(distinct),
         "read": len(missing),
     }
+
+
+@contextmanager
+def _fast(reader: LabelReader) -> Iterator[None]:
+    """For a while the model's layers multiply as they do in service, where that is faster: nothing
+    is trained through them now. The same but for rounding, far below what float16 keeps."""
+    model = reader.model
+    here = next(model.parameters()).device.type == "cpu" and has_onednn()
+    layers = pack(model) if here else {}
+    try:
+        if not is_faster(layers):
+            put(model, layers)
+        yield
+    finally:
+        put(model, layers)
 
 
 def _require_room(

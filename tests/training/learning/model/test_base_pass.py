@@ -42,12 +42,19 @@ def whole_pass(reader: LabelReader, ids: list[int]) -> tuple[torch.Tensor, objec
     return output.hidden_states[-1][0], output.past_key_values
 
 
+@pytest.mark.parametrize("packed", [False, True])
 def test_labels_states_and_keys_are_those_of_a_whole_pass(
-    tmp_path: Path, tiny: tuple[LabelReader, Path]
+    packed: bool, tmp_path: Path, tiny: tuple[LabelReader, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By whatever layers; afterwards they are torch's own, which can be trained."""
     reader, base = tiny
+    monkeypatch.setattr(stage, "is_faster", lambda layers: packed)
+    layers = [module for module in reader.model.modules() if isinstance(module, torch.nn.Linear)]
     prompts = short_prompts(5)
     found = encoded(tmp_path, prompts, reader, base, batch=3, shard=2)
+    after = [module for module in reader.model.modules() if isinstance(module, torch.nn.Linear)]
+    assert layers
+    assert all(a is b for a, b in zip(layers, after, strict=True))
     read = reader.read([reader.encoder.encode(one) for one in prompts])
     np.testing.assert_allclose(found.label_log_probs, np.array(read), atol=1e-4)
     batch = found.keys_values([4, 1])
