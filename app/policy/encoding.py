@@ -317,11 +317,12 @@ def _frame(render: ChatTemplate | None, bos: str) -> _Frame:
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, knowing no control token: `<|im_end|>` in a text is nine ordinary pieces
-    of text."""
-    description = json.loads(tokenizer.to_str())
-    description["added_tokens"] = []
-    return Tokenizer.from_str(json.dumps(description))
+    """The same tokenizer over the same vocabulary, knowing no control token: `<|im_end|>` in a text
+    is nine ordinary pieces of text."""
+    plain = Tokenizer(tokenizer.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        setattr(plain, part, getattr(tokenizer, part))
+    return plain
 
 
 def _read_json(path: Path) -> dict[str, Any]:

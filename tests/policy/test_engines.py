@@ -50,6 +50,52 @@ def test_a_packed_layer_is_the_layer(bias: bool) -> None:
         torch.testing.assert_close(PackedLinear(plain)(states), plain(states), atol=1e-5, rtol=0)
 
 
+class Siblings(nn.Module):
+    """Layers as a model has them; `odd` takes no part."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(48, size, bias=bias) for size in (32, 16, 80)
+        )
+        self.odd = nn.Linear(48, 16, bias=bias)
+
+    def get_output_embeddings(self) -> None:
+        """None is the vocabulary's head."""
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_layers_that_read_the_same_states_share_a_product(bias: bool) -> None:
+    torch.manual_seed(3)
+    model = Siblings(bias)
+    some, others = torch.randn(2, 5, 48), torch.randn(1, 3, 48)
+    with torch.inference_mode():
+        plain = packed.pack(model)
+        shared = {id(getattr(model, name).product) for name in ("q_proj", "k_proj", "v_proj")}
+        assert len(shared) == 1
+        for order, states in (
+            (("q_proj", "k_proj", "v_proj", "odd"), some),
+            (("v_proj", "k_proj", "q_proj", "q_proj"), some),
+            (("q_proj", "q_proj"), others),
+            (("k_proj",), some),
+            (("v_proj",), others),
+        ):
+            for name in order:
+                found = model.get_submodule(name)(states)
+                torch.testing.assert_close(found, plain[name](states), atol=1e-5, rtol=0)
+                found.view(-1, found.shape[-1])[0] += 7  # As adapters do, to nobody else's outputs.
+
+
+def test_layers_of_other_kinds_beside_each_other_multiply_for_themselves() -> None:
+    model = Siblings(bias=False)
+    model.k_proj = nn.Linear(48, 16, bias=True)
+    packed.pack(model)
+    assert model.get_submodule("q_proj").product is not model.get_submodule("k_proj").product
+    states = torch.randn(2, 48)
+    with torch.inference_mode():
+        assert model.k_proj(states).shape == (2, 16)
+
+
 def test_onednn_says_what_torch_says_with_adapters_and_with_and_without_text(
     tiny: LabelReader, tiny_directory: Path, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ def attend(
     for row in range(rows):
         for head in range(keys.shape[1]):
             scores = product(together[row, head], keys[row, head]).view(shared, looking, -1)
-            weights = torch.softmax(scores + mask[row], -1).flatten(0, 1)
+            weights = torch.softmax(scores.add_(mask[row]), -1).flatten(0, 1)
             found[row, head] = product(weights, values[row, head].T)
     return found.view(rows, heads, looking, -1).transpose(1, 2).contiguous()
 

@@ -3,11 +3,15 @@
 torch multiplies float32 matrices with MKL on x86, which on other makers' processors does a fraction
 of what they can; oneDNN, which torch brings along, asks the processor itself. The numbers are the
 same but for the order in which they are summed.
+
+Weights are read from memory at every pass, so they lie in pages of two megabytes where the system
+has them: a fortieth of a reading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import thread_time
 from typing import Any
@@ -22,19 +26,36 @@ HEAD_ROWS = 8
 LEAST_WEIGHTS = 1 << 16
 """Smaller layers take microseconds either way."""
 TRIES = 5
+os.putenv("THP_MEM_ALLOC_ENABLE", "1")
+"""To torch, which looks when it first asks for memory: large tensors in large pages."""
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""What layers beside each other are called that read the same states; where they do not, each
+multiplies for itself, and what is said is the same."""
 
 
-class PackedLinear(nn.Linear):
-    """A linear layer over packed weights; it keeps no others, so it can be neither trained nor
-    saved."""
+class Product:
+    """The packed weights of a linear layer, or of several that read the same states, one behind the
+    other: one product then says what each of them says, and is remembered until the last has had
+    its part.
 
-    def __init__(self, plain: nn.Linear, rows: int = ROWS) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = plain.in_features, plain.out_features
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), rows)
-        self._bias = None if plain.bias is None else plain.bias.detach()
+    Parameters
+    ----------
+    layers : all with a bias, or none.
+    rows : of states, for which the weights are laid out; any number may come.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], rows: int) -> None:
+        weights = [layer.weight.detach() for layer in layers]
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        whole = weights[0] if len(weights) == 1 else torch.cat(weights)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(whole, rows)
+        self._bias = torch.cat(biases) if biases else None
         self._rough: torch.Tensor | None = None
         self._switch = Switch()
+        self._size = len(whole)
+        self._states: Any = None
+        self._found: Any = None
+        self._given = 0
 
     def roughen(self, switch: Switch) -> None:
         """Keep the weights in bfloat16 too, which multiply while `switch` is on."""
@@ -43,12 +64,42 @@ class PackedLinear(nn.Linear):
         )
         self._switch = switch
 
+    def part(self, states: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        """Outputs `begin` to `end` of states @ weight.T + bias, in memory that is the caller's."""
+        if self._states is not states or begin < self._given:  # Adapters write into what is given.
+            self._found = self._of(states)
+        found: torch.Tensor = self._found
+        self._states, self._found, self._given = states, found, end
+        if end == self._size:
+            self._states = self._found = None
+        return found[..., begin:end]
+
+    def _of(self, states: torch.Tensor) -> torch.Tensor:
+        if self._rough is None or not self._switch.on:
+            return _product(states, self._packed, self._bias)
+        found = _product(states.bfloat16(), self._rough, None).float()
+        return found if self._bias is None else found + self._bias
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer over packed weights, its own or part of a product that it shares; it keeps no
+    others, so it can be neither trained nor saved."""
+
+    def __init__(
+        self,
+        plain: nn.Linear,
+        rows: int = ROWS,
+        product: Product | None = None,
+        begin: int = 0,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.product = Product([plain], rows) if product is None else product
+        self._begin, self._end = begin, begin + plain.out_features
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input @ weight.T + bias."""
-        if self._rough is None or not self._switch.on:
-            return _product(input, self._packed, self._bias)
-        found = _product(input.bfloat16(), self._rough, None).float()
-        return found if self._bias is None else found + self._bias
+        return self.product.part(input, self._begin, self._end)
 
 
 class Switch:
@@ -86,13 +137,36 @@ def pack(model: Any) -> Plain:
     `RuntimeError` or `AttributeError` where this torch cannot."""
     head = model.get_output_embeddings()
     plain = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    packed: dict[str, nn.Module] = {}
     with torch.inference_mode():
-        packed = {
-            name: PackedLinear(module, HEAD_ROWS if module is head else ROWS)
-            for name, module in plain.items()
-        }
+        for names in _together(plain):
+            layers = [plain[name] for name in names]
+            product = Product(layers, HEAD_ROWS if layers[0] is head else ROWS)
+            begin = 0
+            for name, layer in zip(names, layers, strict=True):
+                packed[name] = PackedLinear(layer, product=product, begin=begin)
+                begin += layer.out_features
     put(model, packed)
     return plain
+
+
+def _together(plain: Plain) -> Iterator[Sequence[str]]:
+    """Every layer's name, those that share a product beside each other."""
+    taken: set[str] = set()
+    for name in plain:
+        if name in taken:
+            continue
+        last = name.rpartition(".")[2]
+        for group in TOGETHER:
+            names = [name.removesuffix(last) + each for each in group]
+            if last in group and all(each in plain for each in names):
+                kinds = {(plain[each].in_features, plain[each].bias is None) for each in names}
+                if len(kinds) == 1:
+                    taken.update(names)
+                    yield names
+                    break
+        else:
+            yield [name]
 
 
 def put(model: Any, layers: Mapping[str, nn.Module]) -> None:
@@ -130,8 +204,8 @@ def roughen(model: Any) -> Switch | None:
     with torch.inference_mode():
         if largest is None or not _is_faster_roughly(largest, switch):
             return None
-        for layer in layers:
-            layer.roughen(switch)
+        for product in {layer.product for layer in layers}:
+            product.roughen(switch)
     return switch
 
 
@@ -139,7 +213,7 @@ def _is_faster_roughly(layer: PackedLinear, switch: Switch) -> bool:
     """By a tenth at least, in time of this thread."""
     states = torch.ones(ROWS, layer.in_features)
     exact = _least_seconds(layer, states)
-    layer.roughen(switch)
+    layer.product.roughen(switch)
     with switch.roughly():
         return _least_seconds(layer, states) < 0.9 * exact
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 READ_SECONDS, TEXTS_SECONDS, MEMORY_BYTES = 8, 1, 4 << 30
 """A file of 30 MB takes two seconds of processor time and half a gigabyte. Whoever reads it keeps
-Python's lock meanwhile: the service will, twice."""
+Python's lock meanwhile, as the service will."""
 
 
 def allow(seconds: float) -> None:

@@ -12,6 +12,8 @@ from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.numbers import Known
 
 _EMBEDDINGS = "embeddings"
+Rows = torch.Tensor | slice
+"""Positions through all rows of a pass."""
 
 
 class Place(NamedTuple):
@@ -34,7 +36,7 @@ class Adapting:
     def __init__(self, model: Any):
         self._model = model
         self._hooked: set[str] = set()
-        self._active: list[tuple[Adapter, torch.Tensor]] = []
+        self._active: list[tuple[Adapter, Rows]] = []
         self._shifts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @contextmanager
@@ -49,7 +51,7 @@ class Adapting:
                 self._model.get_submodule(name).register_forward_hook(_terms(name, self._active))
                 self._hooked.add(name)
         self._active.extend(
-            (adapter, torch.cat(positions)) for adapter, positions in by_adapter.items()
+            (adapter, _rows_of(torch.cat(positions))) for adapter, positions in by_adapter.items()
         )
         self._shifts.extend(_shifts(places))
         if self._shifts and _EMBEDDINGS not in self._hooked:
@@ -76,17 +78,27 @@ def _shifting(shifts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Hook:
     return add
 
 
-def _terms(name: str, active: Sequence[tuple[Adapter, torch.Tensor]]) -> Hook:
+def _rows_of(positions: torch.Tensor) -> Rows:
+    """The same positions; as a slice where they follow each other, as those of one prompt do, which
+    spares gathering and scattering."""
+    first = int(positions[0])
+    run = torch.arange(first, first + len(positions))
+    return slice(first, first + len(positions)) if torch.equal(positions, run) else positions
+
+
+def _terms(name: str, active: Sequence[tuple[Adapter, Rows]]) -> Hook:
     """What adds the active adapters' terms to the output of the linear layer `name`, in place."""
 
     def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        for adapter, positions in active:
+        for adapter, rows in active:
             delta = adapter.deltas.get(name)
             if delta is not None:
-                states = inputs[0].flatten(0, -2)[positions]
-                output.view(-1, output.shape[-1]).index_add_(
-                    0, positions, states @ delta.down.T @ delta.up.T
-                )
+                term = inputs[0].flatten(0, -2)[rows] @ delta.down.T @ delta.up.T
+                said = output.view(-1, output.shape[-1])
+                if isinstance(rows, slice):
+                    said[rows] += term
+                else:
+                    said.index_add_(0, rows, term)
 
     return add
 

@@ -195,7 +195,8 @@ class Output(NamedTuple):
 
 
 Angles = tuple[Tensor, Tensor]
-"""Cosines and sines of positions, each (rows, 1, tokens, size of a head)."""
+"""Cosines and sines of positions, each (rows, 1, tokens, size of a head); the sines of the first
+half are negative, since what they turn is subtracted."""
 
 
 def _linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
@@ -222,7 +223,7 @@ class _Norm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         variance = states.pow(2).mean(-1, keepdim=True)
-        return self.weight * (states * torch.rsqrt(variance + self._epsilon))
+        return (states * variance.add_(self._epsilon).rsqrt_()).mul_(self.weight)
 
 
 class _Attention(nn.Module):
@@ -261,9 +262,8 @@ class _Inner(nn.Module):
         self.down_proj = _linear(shape.inner, shape.hidden, shape.mlp_bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        said: Tensor = self.down_proj(
-            functional.silu(self.gate_proj(states)) * self.up_proj(states)
-        )
+        gate, up = self.gate_proj(states), self.up_proj(states)
+        said: Tensor = self.down_proj(functional.silu(gate).mul_(up))
         return said
 
 
@@ -316,8 +316,8 @@ class Trunk(nn.Module):
 
     def _angles(self, positions: Tensor) -> Angles:
         turns = positions[..., None].float() * self._frequencies
-        turns = torch.cat((turns, turns), dim=-1)[:, None]
-        return turns.cos(), turns.sin()
+        cos, sin = turns.cos()[:, None], turns.sin()[:, None]
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 class Configured:
@@ -435,4 +435,4 @@ def _turned(states: Tensor, angles: Angles) -> Tensor:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864)."""
     cos, sin = angles
     left, right = states.chunk(2, dim=-1)
-    return (states * cos) + (torch.cat((-right, left), dim=-1) * sin)
+    return (states * cos).add_(torch.cat((right, left), dim=-1).mul_(sin))
