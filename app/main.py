@@ -148,7 +148,8 @@ def serve_beside(
             OneOfSeveral.under(parent, name) as siblings,
             running(settings, beside=Beside(door, siblings, reader)) as served,
         ):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, served.signalled)
+            # To a whole group, as systemd stops one: the parent has it, too, and tells of a second.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, served.stop)
             siblings.ready(served, served.url)
             await served.answering
 

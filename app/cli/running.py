@@ -66,12 +66,13 @@ def _settings(**overrides: object) -> Settings:
 def migrate(as_json: AsJson = False) -> None:
     """Bring the database at DATABASE_URL to the newest schema, and let its roles log in with
     ADVISOR_WRITER_PASSWORD, ADVISOR_READER_PASSWORD and ADVISOR_ANALYST_PASSWORD, where they are
-    set."""
+    set. Refused while processes run that the new schema would break."""
     from app.shadow_log.schema.logins import give_logins
-    from app.shadow_log.schema.migrate import current, upgrade
+    from app.shadow_log.schema.migrate import current, require_stopped, upgrade
 
     settings = read_settings()
     url = database_url(settings, owner=True)
+    require_stopped(url)
     upgrade(url)
     give_logins(url, settings.logins)
     if as_json:

@@ -28,11 +28,16 @@ def pair_of(symbol: str) -> str:
     return "".join(c for c in symbol.partition(":")[0] if c not in "/-_").casefold()
 
 
-def _positive(value: Any) -> bool:
+LARGEST = 1e18
+"""Of whatever an exchange counts, in whatever unit; far from where arithmetic ends. What came in
+before this was asked stays as it is."""
+
+
+def _positive(value: Any, most: float = sys.float_info.max) -> bool:
     """Whether it is a number above 0 that a double holds; JSON has whole numbers of any length."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return 0 < value <= sys.float_info.max
+    return 0 < value <= most
 
 
 class Bar(Record):
@@ -59,6 +64,7 @@ def _with_notional(schema: dict[str, Any]) -> None:
     schema["properties"]["notional"] = {
         "type": "number",
         "exclusiveMinimum": 0,
+        "maximum": LARGEST,
         "description": "size in quote currency, instead of quantity: it is recorded as"
         " notional / entry",
     }
@@ -101,12 +107,12 @@ class Plan(Record):
         notional, entry, quantity = plan.pop("notional"), plan.get("entry"), plan.get("quantity")
         if notional is None:
             return plan
-        if not _positive(notional):
+        if not _positive(notional, LARGEST):
             # A text may be read as the number that it is; what is none is all there is of a size.
             alone = quantity is None and not _says_number(notional)
             raise PydanticCustomError(
                 "size" if alone else "notional",
-                "notional: a positive number of the quote currency",
+                "notional: a positive number of the quote currency, 1e18 at most",
                 None if alone else {"at": "notional"},
             )
         if not _positive(entry):

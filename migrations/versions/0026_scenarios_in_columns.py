@@ -15,6 +15,7 @@ revision = "0026"
 down_revision = "0025"
 branch_labels = None
 depends_on = None
+stops_earlier = True
 
 COLUMNS = {
     "DOUBLE PRECISION": """

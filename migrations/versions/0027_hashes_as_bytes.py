@@ -18,6 +18,7 @@ revision = "0027"
 down_revision = "0026"
 branch_labels = None
 depends_on = None
+stops_earlier = True
 
 HASHES = {
     "decisions": ("prompt_hash", "limits_hash", "record_hash"),

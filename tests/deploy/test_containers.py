@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import AliasChoices
 
 from app.api.tokens import TokenFile, Tokens
 from app.cli.__main__ import app as advisor
 from app.domain import principal as access
 from app.domain.principal import Principal
 from app.domain.rules.limits import read_limits
-from app.settings import Clock, Settings, read_settings
+from app.settings import Clock, Settings, read_settings, variable
 from tests.deploy.containers import (
     COMPOSE,
     SERVICES,
@@ -40,13 +39,7 @@ OURS = ("migrate", "api", "writer", "notices")
 
 def setting_names() -> set[str]:
     """Every environment variable that the settings read."""
-    names = set()
-    for name, field in Settings.model_fields.items():
-        alias = field.validation_alias
-        names.add(
-            str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ADVISOR_{name.upper()}"
-        )
-    return names
+    return {variable(name) for name in Settings.model_fields}
 
 
 def api_settings(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> Settings:
@@ -246,6 +239,17 @@ def test_every_service_has_limits_and_meets_only_whom_it_needs() -> None:
 @pytest.mark.parametrize("service", OURS)
 def test_every_variable_that_a_service_gets_is_a_setting(service: str) -> None:
     assert set(SERVICES[service]["environment"]) <= setting_names()
+
+
+def test_every_number_that_a_person_may_set_reaches_the_api() -> None:
+    """As do the engine and whatever else is no path, address or secret of another container."""
+    numbers = {
+        variable(name)
+        for name, field in Settings.model_fields.items()
+        if field.annotation in (int, float) and name not in ("port", "writer_metrics_port")
+    }
+    handed_on = set(SERVICES["api"]["environment"])
+    assert numbers | {"ADVISOR_ENGINE", "MODEL", "ADVISOR_SHADOW_MODELS"} <= handed_on
 
 
 def test_every_variable_that_the_image_sets_for_the_program_is_a_setting() -> None:

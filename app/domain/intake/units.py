@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pydantic import BaseModel
+
 from app.domain.candidate import Candidate
-from app.domain.intake.reception import Doubt
-from app.domain.scenario import Plan, Scenario
+from app.domain.intake.reception import Doubt, Path
+from app.domain.scenario import LARGEST, Plan, Scenario
 
 MOST_LEVERAGE = 25.0
 """Notional over equity from which a quantity looks like money."""
@@ -38,8 +40,8 @@ DAY_S = 86_400.0
 
 
 def doubts(scenario: Scenario) -> list[Doubt]:
-    """Everything in a scenario that seems to have another unit than its field."""
-    return [
+    """Everything in a scenario that seems to have another unit than its field, or none at all."""
+    return [*_beyond(scenario)] or [
         *_size(scenario),
         *_atr(scenario),
         *_moves(scenario),
@@ -51,9 +53,31 @@ def doubts(scenario: Scenario) -> list[Doubt]:
     ]
 
 
+def _beyond(s: Scenario) -> Iterator[Doubt]:
+    """Numbers that nothing can have: what is worked out with them would be infinite."""
+    for section in ("candidate", "plan", "account", "market"):
+        for path, value in _numbers(getattr(s, section), (section,)):
+            if not -LARGEST < value < LARGEST:
+                yield Doubt(path, f"{value:g} is beyond {LARGEST:g}: nothing is as large")
+
+
+def _numbers(record: BaseModel, path: Path) -> Iterator[tuple[Path, float]]:
+    for name, value in record.__dict__.items():
+        if type(value) is float:
+            yield (*path, name), value
+        elif isinstance(value, BaseModel):
+            yield from _numbers(value, (*path, name))
+        elif type(value) is tuple:
+            for number, element in enumerate(value):
+                if type(element) is float:
+                    yield (*path, name, number), element
+                elif isinstance(element, BaseModel):
+                    yield from _numbers(element, (*path, name, number))
+
+
 def _size(s: Scenario) -> Iterator[Doubt]:
-    """A quantity that is the notional: more money than the account could ever borrow, or, where no
-    equity is told, than one order moves in a day's market."""
+    """A quantity that is the notional, or as wrong: more money than the account could ever borrow,
+    or, where no equity is told, than one order moves in a day's market."""
     equity, volume, plan = s.account.equity, s.market.volume_24h, s.plan
     if equity is not None:
         most, what = MOST_LEVERAGE * equity, f"{plan.notional / equity:.3g} times the equity"
@@ -61,11 +85,12 @@ def _size(s: Scenario) -> Iterator[Doubt]:
         most, what = MOST_OF_DAY * volume, f"{plan.notional / volume:.2%} of a day's volume"
     else:
         most, what = MOST_ALONE, "and nothing told is as large"
-    if plan.notional > most and plan.entry > 1 and plan.quantity <= most:
+    if plan.notional > most and plan.entry > 1:
+        meant = "likely money; send it as notional" if plan.quantity <= most else "too many noughts"
         yield Doubt(
             ("plan", "quantity"),
             f"{plan.quantity:g} base units are {plan.notional:.6g} of the quote currency, {what}:"
-            " likely money; send it as notional",
+            f" {meant}",
         )
 
 

@@ -161,8 +161,9 @@ def read_beside(
         async with OneOfSeveral.under(parent, name) as siblings:
             metrics = Metrics()
             part = Reading(metrics)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, part.stopping.set)
             async with visited(place, Models(replace(options, telemetry=metrics))):
+                # To a whole group, as systemd stops one: the parent has it, too, and says when.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 siblings.ready(part)
                 await part.stopping.wait()
             if siblings.orphaned:

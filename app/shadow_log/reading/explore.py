@@ -30,6 +30,9 @@ LOOKED_AT = 100_000
 decisions, a page of it is answered in less than a second."""
 MOST_LIKE_AMONG = 2_000
 """So many earlier decisions of a symbol are looked through for the nearest ones."""
+TINY, VAST = 1e-60, 1e60
+"""Numbers outside are 0 or unknown where decisions are held beside each other: Postgres raises
+where a square is beyond what it holds, either way."""
 DAY = timedelta(days=1)
 EARNED = """
     CASE WHEN agent_approve THEN agent_r WHEN NOT agent_approve THEN 0 END AS agent_earned_r,
@@ -351,9 +354,14 @@ class Explorer:
         """Earlier decisions of the same symbol whose candidates lie nearest in `numbers` (fields
         of the candidate), each over its own deviation; what is unknown or never varies counts as
         equal. Rows as of `page`, and `distance`."""
-        names = sorted(numbers)
-        if not names:
+        here = {
+            name: number if abs(number) >= TINY else 0.0
+            for name, number in sorted(numbers.items())
+            if abs(number) <= VAST
+        }
+        if not here:
             return []
+        names = list(here)
         columns = ", ".join(f"{_number(name, i)} AS n{i}" for i, name in enumerate(names))
         apart = " + ".join(
             f"coalesce(((n{i} - :here{i}) / (SELECT nullif(stddev_pop(n{i}), 0) FROM earlier)) ^ 2,"
@@ -362,7 +370,7 @@ class Explorer:
         )
         values: dict[str, Any] = {"id": decision_id, "as_of": as_of, "size": size}
         values |= {f"name{i}": name for i, name in enumerate(names)}
-        values |= {f"here{i}": numbers[name] for i, name in enumerate(names)}
+        values |= {f"here{i}": here[name] for i, name in enumerate(names)}
         return await self._ask(
             f"""
             WITH earlier AS (
@@ -393,7 +401,10 @@ class Explorer:
 
 
 def _number(name: str, place: int) -> str:
-    """A number of a candidate: in its column, or in JSON, where rows of before have all of them."""
+    """A number of a candidate: in its column, or in JSON, where rows of before have all of them;
+    none that Postgres cannot square."""
     in_json = f"(d.scenario #>> ARRAY['candidate', :name{place}])::float8"
     in_column = name in tables.decisions.c and name in Candidate.model_fields
-    return f"coalesce(d.{name}, {in_json})" if in_column else in_json
+    number = f"coalesce(d.{name}, {in_json})" if in_column else in_json
+    size = f"abs({number})"
+    return f"CASE WHEN {size} < {TINY:g} THEN 0 WHEN {size} <= {VAST:g} THEN {number} END"

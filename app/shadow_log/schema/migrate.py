@@ -7,11 +7,17 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy import text
 
 from app.domain.errors import ShadowLogUnavailable
-from app.shadow_log.database import async_url, connect_once, translated_errors
+from app.shadow_log.database import APPLICATION, async_url, connect_once, translated_errors
 
+SESSIONS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = :application
+"""
 BESIDE_THE_PACKAGE = Path(__file__).parents[3] / "migrations"
 
 
@@ -47,6 +53,28 @@ def current(url: str) -> str | None:
             return MigrationContext.configure(connection).get_current_revision()
     finally:
         engine.dispose()
+
+
+def require_stopped(url: str, migrations: Path | None = None) -> None:
+    """Raises `ShadowLogUnavailable` while processes of the service use a database that is to be
+    changed in a way that those of an earlier release cannot read or write (`stops_earlier` in a
+    migration)."""
+    at = current(url)
+    scripts = ScriptDirectory.from_config(config(url, migrations))
+    coming = scripts.iterate_revisions("head", at) if at else ()
+    stops = [each.revision for each in coming if getattr(each.module, "stops_earlier", False)]
+    engine = connect_once(async_url(url))
+    try:
+        with translated_errors(), engine.connect() as connection:
+            sessions = connection.scalar(text(SESSIONS), {"application": APPLICATION})
+    finally:
+        engine.dispose()
+    if stops and sessions:
+        raise ShadowLogUnavailable(
+            f"migration {min(stops)} changes what processes of an earlier release read and write,"
+            f" and {sessions} of their sessions are connected: stop API and writers (events wait in"
+            " the journal), run `advisor migrate`, and start those of this release"
+        )
 
 
 def config(url: str, migrations: Path | None = None) -> Config:

@@ -34,7 +34,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from app.domain.errors import InvalidRecord
 
-REVISION = "0027"
+REVISION = "0028"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(

@@ -347,3 +347,15 @@ def test_elements_that_say_that_there_is_nothing_go_and_are_told_as_read() -> No
 def test_no_unit_is_named_where_none_is_likely(path: str, value: float) -> None:
     for gone in receive(SCENARIO, scenario_json(**{path: value}), NEEDS).left_out:
         assert "it would be" not in gone.why
+
+
+def test_a_quantity_without_end_is_refused_whatever_it_was_made_of() -> None:
+    document = scenario_json(plan__quantity=..., plan__notional="1e308")
+    with pytest.raises(ValidationError, match=r"notional: a positive number .* 1e18 at most"):
+        receive(SCENARIO, document, NEEDS, doubts)
+
+
+def test_a_number_without_end_is_left_out_where_a_decision_can_do_without() -> None:
+    received = receive(SCENARIO, scenario_json(candidate__atr=1e160), NEEDS, doubts)
+    assert received.record.candidate.atr is None
+    assert [left.field for left in received.left_out] == ["candidate.atr"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -51,3 +52,22 @@ async def test_one_process_reads_for_both_and_while_it_is_away_advice_says_so(
             await client.aclose()
     await drained(settings_for(database_url, valkey_url, tmp_path))
     assert not (await verify_log(database_url)).findings
+
+
+async def test_a_stop_of_the_whole_group_answers_what_is_under_way(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """As systemd stops a service: every process has the signal."""
+    version = save_tiny_model(tmp_path / "tiny-1")
+    write_manifest(version, "tiny-1")
+    told = {"model": version, "advisor_prompt_tokens": POSITIONS, "advisor_engine": "torch"}
+    async with several(tmp_path / "home", database_url, valkey_url, **told) as service:
+        reader = service.pids()[2]
+        os.kill(reader, signal.SIGTERM)
+        async with service.client() as client:
+            answer = (await client.post("/advise", json=request("after"))).json()
+        assert answer["status"] in ("advised", "vetoed"), "the parent says when"
+        for pid in [*service.pids(), service.child.pid]:
+            os.kill(pid, signal.SIGTERM)
+        assert await asyncio.to_thread(service.child.ended) == 0
+        assert "the process that runs the models has ended" not in service.child.said

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from app.shadow_log.bar_files import candles
-from tests.service.api.explorer.site import Site, traded
+from tests.service.api.explorer.site import Site, ids, traded
 from tests.service.running import request
 
 AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
@@ -138,6 +138,20 @@ async def test_a_page_without_bars_says_why_and_has_the_numbers(site: Site) -> N
     assert "has no file of bars of BTCUSDT" in shown
     assert "candles-options" not in shown
     assert "exits, <code>trail</code>, 6 hours after entry" in shown
+
+
+async def test_a_number_that_nobody_can_square_spoils_no_page_of_its_symbol(site: Site) -> None:
+    """Postgres raises where a square is smaller than what it holds, too."""
+    await site.decide("r-1", candidate__atr=1e-170, candidate__macd=5e-324)
+    await site.decide("r-2", candidate__atr=12.0, candidate__macd=-1e-200)
+    later = await site.decide("r-3", candidate__atr=11.0, candidate__macd=0.5)
+    odd = await site.decide("r-4", candidate__atr=1e-180, candidate__macd=0.5)
+    await site.stored()
+    for decision, earlier in ((later, 2), (odd, 3)):
+        answer = await site.get(f"/ui/decisions/{decision}")
+        assert answer.status_code == 200
+        alike = answer.text.split('id="alike"')[1]
+        assert len(ids(alike)) == earlier
 
 
 async def test_a_page_says_by_which_exits_arms_end(site: Site) -> None:

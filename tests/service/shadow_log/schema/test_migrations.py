@@ -19,10 +19,17 @@ from sqlalchemy import create_engine, inspect
 
 from app.domain.errors import ShadowLogUnavailable
 from app.shadow_log.appending.links import LINK_LOCK
+from app.shadow_log.database import APPLICATION
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.schema import tables
-from app.shadow_log.schema.migrate import config, current, downgrade, upgrade
+from app.shadow_log.schema.migrate import (
+    config,
+    current,
+    downgrade,
+    require_stopped,
+    upgrade,
+)
 from tests import builders as build
 from tests.service.running import ROOT
 
@@ -234,6 +241,53 @@ async def test_imported_trades_of_before_their_links_get_them_once(database_url:
         report = await verify_log(database_url)
         assert (report.findings, report.links) == ([], 2)
         downgrade(database_url, "0017")
+
+
+async def test_hashes_that_an_earlier_writer_wrote_as_letters_are_mended_and_refused(
+    database_url: str,
+) -> None:
+    """A writer of before migration 0027 went on beside it."""
+    log = ShadowLog.connect(database_url)
+    await log.append([build.decision_event()])
+    await log.aclose()
+    downgrade(database_url, "0027")
+    letters = "UPDATE {0} SET {1} = convert_to(advisor_hash_text({1}), 'UTF8')"
+    spoilt = [
+        ("decisions", "prompt_hash"),
+        ("decisions", "record_hash"),
+        ("advices", "manifest_hash"),
+        ("decision_keys", "request_hash"),
+    ]
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        for table, column in spoilt:
+            connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+            connection.execute(letters.format(table, column))
+            connection.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER")
+    assert (await verify_log(database_url)).findings
+    upgrade(database_url)
+    assert (await verify_log(database_url)).findings == []
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        connection.execute("ALTER TABLE decisions DISABLE TRIGGER USER")
+        with pytest.raises(psycopg.errors.CheckViolation, match="ck_decisions_hashes"):
+            connection.execute(letters.format("decisions", "limits_hash"))
+
+
+def test_what_earlier_processes_cannot_stand_waits_until_they_have_ended(
+    database_url: str, empty_database_url: str
+) -> None:
+    require_stopped(empty_database_url)
+    downgrade(database_url, "0026")
+    plain = database_url.replace("+psycopg", "")
+    with (
+        psycopg.connect(plain, application_name=APPLICATION),
+        pytest.raises(ShadowLogUnavailable, match=r"migration 0027 changes .* and 1 of their"),
+    ):
+        require_stopped(database_url)
+    with psycopg.connect(plain, application_name="psql"):
+        require_stopped(database_url)
+    upgrade(database_url)
+    with psycopg.connect(plain, application_name=APPLICATION):
+        require_stopped(database_url)
 
 
 def test_a_start_does_not_wait_for_a_writer_that_is_frozen_in_a_batch(database_url: str) -> None:
