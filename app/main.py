@@ -117,6 +117,7 @@ def serve(settings: Settings) -> None:
 
 async def _several(settings: Settings) -> None:
     """The parent of several processes, which share one address, and one that runs the models."""
+    calm_garbage_collection()
     require_somebody(Tokens(*settings.who_may), settings.host)
     with (
         _bind(settings.host, settings.port) as listener,

@@ -10,6 +10,7 @@ import typer
 
 from app.cli.options import AsJson, console, database_url, tell
 from app.settings import Settings, read_settings
+from app.tasks import put_off_garbage_collection, spare_from_collection
 from app.telemetry import configure_log
 
 PRIVATE = 0o077
@@ -39,8 +40,10 @@ def serve(
 ) -> None:
     """Serve the API on ADVISOR_HOST:ADVISOR_PORT, with Postgres at DATABASE_URL and Valkey at
     REDIS_URL."""
+    put_off_garbage_collection()
     from app.main import serve as serve_api
 
+    spare_from_collection()
     os.umask(PRIVATE)
     serve_api(_settings(processes=processes))
 
@@ -49,8 +52,10 @@ def writer() -> None:
     """Move events from the journal into Postgres until stopped. As many may run as are needed."""
     import uvloop
 
+    put_off_garbage_collection()
     from app.writer import run_writer
 
+    spare_from_collection()
     os.umask(PRIVATE)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run_writer(_settings()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from app.domain.errors import AbstainReason, ManifestMismatch, ModelFileError, PolicyAbstained
@@ -58,6 +60,16 @@ def test_control_tokens_in_a_text_from_outside_stay_text(smollm2_encoder: Prompt
     assert not set(text) & smollm2_encoder.control_ids
     assert smollm2_encoder.decode(list(text)) == HOSTILE
     assert ids[-len(smollm2_encoder.tail) :] == smollm2_encoder.tail
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "𒀀🚀 ﬁ Ⅳ É", " a  b\n\n", "<|im_start|>"])
+def test_a_text_is_cut_as_by_a_tokenizer_without_control_tokens(
+    smollm2_directory: Path, smollm2_encoder: PromptEncoder, text: str
+) -> None:
+    described = json.loads((smollm2_directory / "tokenizer.json").read_text())
+    bare = Tokenizer.from_str(json.dumps(described | {"added_tokens": []}))
+    ids = smollm2_encoder.encode(user(text))
+    assert list(ids[: -len(smollm2_encoder.tail)]) == bare.encode(text).ids
 
 
 @settings(max_examples=100)

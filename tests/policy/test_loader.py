@@ -22,7 +22,7 @@ from app.domain.model.actions import ACTIONS
 from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.backends import Backends
 from app.policy.calibration import random_prompts
-from app.policy.in_process import loading
+from app.policy.in_process import engines
 from app.policy.in_process.engines import reader_by
 from app.policy.in_process.importer import import_directory, import_smollm2
 from app.policy.in_process.policy import TransformersPolicy
@@ -85,7 +85,7 @@ def test_a_model_is_tried_with_the_threads_that_read_it(
         assert isinstance(policy, TransformersPolicy)
         policy.batcher.abandon()
 
-    monkeypatch.setattr(loading, "reader_by", counting)
+    monkeypatch.setattr(engines, "reader_by", counting)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(load).result()
     assert counted == [1]

@@ -1,28 +1,38 @@
 """Loading versions into this process: whole models, activated adapters over a shared base, and
-merged adapters."""
+merged adapters.
+
+The first load imports torch in a thread, while files are hashed and the tokenizer is tried, which
+hold no lock of Python's: so whatever brings torch is imported here where it is used.
+"""
 
 from __future__ import annotations
 
+import gc
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from threading import Lock
-
-import torch
+from threading import Lock, Thread
+from typing import TYPE_CHECKING
 
 from app.domain.errors import ModelFileError
 from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.encoding import PromptEncoder
-from app.policy.in_process.adapter import Adapter
-from app.policy.in_process.batching import Batcher
-from app.policy.in_process.cascade import Cascade
-from app.policy.in_process.certificate import Certificate
-from app.policy.in_process.engines import reader_by
-from app.policy.in_process.policy import TransformersPolicy
-from app.policy.in_process.whole.served import load_to_serve
 from app.policy.options import BackendOptions
 from app.policy.versions.copies import PrivateCopies
 from app.policy.versions.store import base_of, read_manifest
+
+if TYPE_CHECKING:
+    from app.policy.in_process.adapter import Adapter
+    from app.policy.in_process.batching import Batcher
+    from app.policy.in_process.cascade import Cascade
+    from app.policy.in_process.policy import TransformersPolicy
+
+
+def _import_torch() -> None:
+    import_module("app.policy.in_process.policy")
+    if not gc.isenabled():  # A process starts: what was imported stays, so nobody need look at it.
+        gc.freeze()
 
 
 @dataclass
@@ -71,12 +81,11 @@ class InProcess:
         self._options = options
         self._bases = Bases()
         self._copies = PrivateCopies(options.copies)
+        Thread(target=_import_torch, name="torch").start()
 
     def load(self, directory: Path, registered: ModelManifest | None = None) -> TransformersPolicy:
         """A version, from a verified private copy, under its own manifest or the one that is
         registered under its name. Raises `ManifestMismatch` or `ModelFileError`."""
-        # torch counts them for each thread, and a busy machine pays tenfold for one too many.
-        torch.set_num_threads(self._options.threads)
         manifest = registered or self._manifest_of(directory)
         manifest.require_compatible()
         base = base_of(manifest, self._options.roots)
@@ -90,14 +99,11 @@ class InProcess:
             with self._copies.of(directory, manifest.files) as copy:  # Verified when shared, too.
                 if batcher is None:
                     encoder = PromptEncoder.from_directory(copy, self._options.prompt_tokens)
-                    batcher = self._share(held, load_to_serve(copy), encoder)
+                    batcher = self._share(held, self._model(copy), encoder)
                     undo.callback(self._drop, held, batcher)
             batcher.try_out(questions=manifest.calibration.asked)
             self._bases.acquire(held)  # The policy's own, as below.
-        cascade = self._cascade(manifest, batcher)
-        return TransformersPolicy(
-            batcher, manifest, cascade=cascade, release=lambda: self._bases.release(held)
-        )
+        return self._policy(manifest, batcher, held)
 
     def _manifest_of(self, directory: Path) -> ModelManifest:
         """The directory's own manifest, or the one kept for it; measured when there is none."""
@@ -125,33 +131,48 @@ class InProcess:
             if batcher is None:
                 whole = undo.enter_context(self._copies.of(where, base.files))
                 encoder = PromptEncoder.from_directory(whole, self._options.prompt_tokens)
-                model = load_to_serve(whole)
+                model = self._model(whole)
             else:  # What is in memory was verified when it was loaded.
                 undo.callback(self._drop, held, batcher)
                 encoder, model = batcher.reader.encoder, batcher.reader.model
+            from app.policy.in_process.adapter import Adapter
+
             with self._copies.of(directory, manifest.files) as copy:
                 adapter = Adapter.load(copy, model, encoder.tail)
             if not adapter.activated:
                 if batcher is not None:
                     whole = undo.enter_context(self._copies.of(where, base.files))
-                    model = load_to_serve(whole)
+                    model = self._model(whole)
                 return self._merged(adapter, model, encoder, manifest)
             if batcher is None:
                 batcher = self._share(held, model, encoder)
                 undo.callback(self._drop, held, batcher)
             batcher.try_out(adapter, manifest.calibration.asked)
             self._bases.acquire(held)  # The policy's own; what was acquired here is given back.
-        cascade = self._cascade(manifest, batcher)
+        return self._policy(manifest, batcher, held, adapter)
+
+    def _policy(
+        self,
+        manifest: ModelManifest,
+        batcher: Batcher,
+        held: str,
+        adapter: Adapter | None = None,
+    ) -> TransformersPolicy:
+        from app.policy.in_process.policy import TransformersPolicy
+
         return TransformersPolicy(
             batcher,
             manifest,
             adapter,
-            cascade=cascade,
+            cascade=self._cascade(manifest, batcher),
             release=lambda: self._bases.release(held),
         )
 
     def _cascade(self, manifest: ModelManifest, batcher: Batcher) -> Cascade | None:
         """Rough readings, where a certificate vouches for them and no engine was asked for."""
+        from app.policy.in_process.cascade import Cascade
+        from app.policy.in_process.certificate import Certificate
+
         if self._options.engine is not None:
             return None
         certificate = Certificate.find(manifest, self._options.certificates)
@@ -164,6 +185,8 @@ class InProcess:
     ) -> TransformersPolicy:
         """An ordinary adapter in a model of its own: it changes the keys and values of every
         token."""
+        from app.policy.in_process.policy import TransformersPolicy
+
         adapter.merge_into(model)
         batcher = self._batcher(model, encoder)
         try:
@@ -173,7 +196,19 @@ class InProcess:
             raise
         return TransformersPolicy(batcher, manifest)
 
+    def _model(self, copy: Path) -> object:
+        import torch
+
+        from app.policy.in_process.whole.served import load_to_serve
+
+        # torch counts them for each thread, and a busy machine pays tenfold for one too many.
+        torch.set_num_threads(self._options.threads)
+        return load_to_serve(copy)
+
     def _batcher(self, model: object, encoder: PromptEncoder) -> Batcher:
+        from app.policy.in_process.batching import Batcher
+        from app.policy.in_process.engines import reader_by
+
         return Batcher(reader_by(self._options, model, encoder), self._options)
 
     def _share(self, content: str, model: object, encoder: PromptEncoder) -> Batcher:

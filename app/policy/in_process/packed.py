@@ -3,14 +3,10 @@
 torch multiplies float32 matrices with MKL on x86, which on other makers' processors does a fraction
 of what they can; oneDNN, which torch brings along, asks the processor itself. The numbers are the
 same but for the order in which they are summed.
-
-Weights are read from memory at every pass, so they lie in pages of two megabytes where the system
-has them: a fortieth of a reading.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import thread_time
@@ -26,8 +22,6 @@ HEAD_ROWS = 8
 LEAST_WEIGHTS = 1 << 16
 """Smaller layers take microseconds either way."""
 TRIES = 5
-os.putenv("THP_MEM_ALLOC_ENABLE", "1")
-"""To torch, which looks when it first asks for memory: large tensors in large pages."""
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """What layers beside each other are called that read the same states; where they do not, each
 multiplies for itself, and what is said is the same."""

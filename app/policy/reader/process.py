@@ -26,7 +26,7 @@ from app.processes.channel import Channel
 from app.processes.metrics import Metrics
 from app.processes.siblings import OneOfSeveral
 from app.processes.totals import Snapshot
-from app.tasks import calm_garbage_collection
+from app.tasks import calm_garbage_collection, put_off_garbage_collection
 from app.telemetry import configure_log
 
 if TYPE_CHECKING:
@@ -71,13 +71,15 @@ class Models:
                 await self._policies.pop(manifest_hash).aclose()
 
     def _load(self, directory: Path, registered: ModelManifest | None) -> Policy:
-        if self._in_process is None:  # It brings torch, which nobody may need.
-            from app.policy.in_process.loading import InProcess
+        put_off_garbage_collection()
+        try:
+            if self._in_process is None:  # It brings torch, which nobody may need.
+                from app.policy.in_process.loading import InProcess
 
-            self._in_process = InProcess(self._options)
-        policy = self._in_process.load(directory, registered)
-        calm_garbage_collection()
-        return policy
+                self._in_process = InProcess(self._options)
+            return self._in_process.load(directory, registered)
+        finally:
+            calm_garbage_collection()
 
 
 class Visitor:
