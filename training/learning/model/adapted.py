@@ -87,7 +87,9 @@ class PolicyModel(torch.nn.Module, ABC):
         self.head = list(reader.encoder.head)
         self.tail = list(reader.encoder.tail)
         self.label_ids: Tensor
-        self.register_buffer("label_ids", torch.tensor(reader.encoder.label_ids), persistent=False)
+        labels = torch.tensor(reader.encoder.label_ids)
+        self.register_buffer("label_ids", labels, persistent=False)
+        self.to(reader.model.device)
 
     @property
     def device(self) -> torch.device:
@@ -267,7 +269,7 @@ def adapted(
         model = get_peft_model(reader.model, lora)
     kind = ActivatedPolicy if config.kind == "activated" else OrdinaryPolicy
     try:
-        yield kind(model, reader, encoded, numbers).to(reader.model.device)
+        yield kind(model, reader, encoded, numbers)
     finally:
         model.unload()
         reader.model.requires_grad_(False)

@@ -250,6 +250,22 @@ def test_an_adapter_reads_the_lines_that_it_was_trained_on(
         pass
 
 
+@pytest.mark.filterwarnings("ignore:for base_model.*copying from a non-meta:UserWarning")
+@pytest.mark.parametrize("config", [TINY, ORDINARY], ids=["activated", "ordinary"])
+def test_a_saved_adapter_is_read_where_its_base_lies(
+    tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path, config: AdapterConfig
+) -> None:
+    reader, rows, base = tiny
+    with adapted(reader, rows, config, seed=0) as policy:
+        save_adapter(policy, tmp_path, "tiny-1")
+    elsewhere, _ = tiny_reader(base.parent)
+    elsewhere.model.to("meta")  # another device than where tensors come to be, as a GPU is
+    with opened(elsewhere, rows, tmp_path) as policy:
+        assert policy.device.type == "meta"
+        tensors = [*policy.parameters(), *policy.buffers()]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
 def test_what_is_saved_is_pefts_own_and_names_no_path(
     tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path
 ) -> None:
