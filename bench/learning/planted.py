@@ -49,6 +49,7 @@ from training.config.learning import (
 )
 from training.config.section import at_home
 from training.learning.algorithms import warm_up
+from training.learning.algorithms.measures import CollapsedPolicy
 from training.learning.algorithms.probe import fit_probe
 from training.learning.algorithms.run import TrainedPolicy
 from training.learning.algorithms.table import TRAINS
@@ -245,13 +246,21 @@ class Trial(NamedTuple):
     def algorithm(
         self, name: str, changes: dict[str, str], reader: LabelReader, into: Path
     ) -> None:
-        """Train it in a folder beside the warm-up that it starts from."""
+        """Train it in a folder beside the warm-up that it starts from. One that collapses, or whose
+        warm-up did, takes nothing, and the others go on."""
+        if name in STARTED_WARM and WARM_UP not in self.taken:
+            print(f"{name:10} has no warm-up to start from", flush=True)
+            return
         train, config = ALGORITHMS[name]
         config = type(config).model_validate(config.model_dump() | changes)
         problem = replace(self.problem, warm_up=None if name == WARM_UP else into / WARM_UP)
         began = time.process_time()
-        with meter(name) as progress:
-            trained = train(problem, config, AdapterConfig(), reader, into / name, progress)
+        try:
+            with meter(name) as progress:
+                trained = train(problem, config, AdapterConfig(), reader, into / name, progress)
+        except CollapsedPolicy as error:
+            print(f"{name:10} {error}", flush=True)
+            return
         seconds = time.process_time() - began
         log_policy = Answers(trained.answers.raw, problem.untempered).log_policy
         self.tell(name, log_policy, f"{seconds:8.0f}  T={trained.answers.calibration.temperature}")
@@ -271,23 +280,27 @@ class Trial(NamedTuple):
 
 def summary(edge: float, trials: list[Trial]) -> Iterator[str]:
     """Lines of Markdown: means over trials that differ by their noise, with 95 % intervals over
-    prompts."""
-    prompts = np.tile(np.arange(len(trials[0].rows)), len(trials))
+    prompts; of a policy, over those in which it did not collapse."""
     best = float(np.mean([t.planted.mean[t.rows].max(1).mean() for t in trials]))
     yield f"\nedge {edge:g}, {len(trials)} seeds: the best earns {best:.3f} R a scenario\n"
     yield "| policy | R a scenario | of best, by seed | approves | adds to the warm-up, R |"
     yield "|---|---|---|---|---|"
-    earned = {
-        name: np.concatenate([trial.earned(name) for trial in trials]) for name in trials[0].taken
-    }
-    for name, values in earned.items():
-        pair = {name: values, WARM_UP: earned[WARM_UP]}
+    for name in dict.fromkeys(name for trial in trials for name in trial.taken):
+        kept = [trial for trial in trials if name in trial.taken]
+        beside = WARM_UP if name in STARTED_WARM else name
+        pair = {who: np.concatenate([t.earned(who) for t in kept]) for who in (name, beside)}
+        prompts = np.tile(np.arange(len(kept[0].rows)), len(kept))
         means, added = compare_means(pair, np.ones(len(prompts)), Cluster(prompts, prompts), name)
-        shares = [f"{t.earned(name).mean() / best:.2f}" if best else "-" for t in trials]
-        approves = float(np.mean([(trial.taken[name] > 0).mean() for trial in trials]))
+        approves = float(np.mean([(trial.taken[name] > 0).mean() for trial in kept]))
         more = interval(added[WARM_UP]) if name in STARTED_WARM else ""
-        cells = (name, interval(means[name]), ", ".join(shares), f"{approves:.0%}", more)
-        yield f"| {' | '.join(cells)} |"
+        shares = ", ".join(_share(trial, name, best) for trial in trials)
+        yield f"| {name} | {interval(means[name])} | {shares} | {approves:.0%} | {more} |"
+
+
+def _share(trial: Trial, name: str, best: float) -> str:
+    if name not in trial.taken:
+        return "collapsed"
+    return f"{trial.earned(name).mean() / best:.2f}" if best else "-"
 
 
 def main(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from app.domain.model.actions import ACTIONS
 from app.domain.model.prompt import Prompt, lines_of, prompt_of
 from app.policy.calibration import random_scenarios
-from bench.learning.planted import COST, WARM_UP, Planted, Trial, plant, summary
+from bench.learning.planted import ALGORITHMS, COST, WARM_UP, Planted, Trial, plant, summary
+from training.learning.algorithms.measures import CollapsedPolicy
 
 WHOLE, REJECT = 8, 0
 """All of the plan with the stop that keeps the whole edge, and nothing."""
@@ -30,6 +33,13 @@ def test_an_edge_pays_where_the_prompt_says_so_and_trading_costs_everywhere(edge
     assert not planted.mean[:, REJECT].any()
     half = planted.mean[:, WHOLE - 3] / planted.mean[:, WHOLE]
     assert half.tolist() == pytest.approx([0.5] * 60)
+
+
+@dataclass
+class Given:
+    """All that is looked at of a problem before it is trained on."""
+
+    warm_up: Path | None = None
 
 
 def trial(dpo: list[int]) -> Trial:
@@ -53,6 +63,35 @@ def test_the_table_says_what_each_earns_by_seed_and_adds_to_the_warm_up() -> Non
     assert rows["dpo"][1].startswith("+0.375 [")
     assert rows["dpo"][2:4] == ["1.00, 0.50", "62%"]
     assert rows["dpo"][4].startswith("+0.125 [")
+
+
+def test_one_that_collapsed_is_told_where_it_did_and_the_others_have_their_means() -> None:
+    both = [trial([WHOLE, WHOLE, 0, 0]), trial([])]
+    del both[1].taken["dpo"]
+    both[1].taken["ppo"] = np.array([WHOLE, 0, 0, 0])
+    rows = {line.strip("| ").split(" | ")[0]: line for line in summary(0.5, both)}
+    assert rows["dpo"].startswith("| dpo | +0.500 [")
+    assert "| 1.00, collapsed | 50% | +0.250 [" in rows["dpo"], "beside its own seed's warm-up"
+    assert "| collapsed, 0.50 | 25% | 0.000 [" in rows["ppo"]
+    assert "| 0.50, 0.50 | 25% |" in rows[WARM_UP]
+
+
+def test_a_policy_that_collapses_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def collapses(*given: Any) -> None:
+        raise CollapsedPolicy("one action has 0.997 of the probability")
+
+    for name in (WARM_UP, "ppo"):
+        _, settings = ALGORITHMS[name]
+        monkeypatch.setitem(ALGORITHMS, name, (collapses, settings))
+    one = trial([])._replace(problem=cast(Any, Given()), taken={})
+    for name in (WARM_UP, "ppo"):
+        one.algorithm(name, {}, cast(Any, None), tmp_path)
+    told = capsys.readouterr().out
+    assert "warm-up    one action has 0.997 of the probability" in told
+    assert "ppo        has no warm-up to start from" in told
+    assert not one.taken
 
 
 def test_without_anything_to_earn_there_is_no_share_of_it() -> None:
