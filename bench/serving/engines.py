@@ -3,15 +3,16 @@
 Made-up prompts one by one through every engine, in turns. Seconds are CPU time of the reading
 thread, so that a neighbour on the machine hardly counts; torch runs on one thread. With a version,
 prompts are read as the service reads them: by its adapter, with and without their text part, and
-with its questions. Then the service itself, asked by one client, against the bare read of the same
-prompts.
+with its questions. The floor of a prompt is what its linear layers would take if all multiplied as
+fast as a large one, or as long as their weights take to come from memory, whichever is longer.
+Then the service itself, asked by one client, against the bare read of the same prompts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from time import thread_time
@@ -21,6 +22,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from app.domain.model.manifest import Calibration
 from app.domain.model.prompt import render
@@ -34,7 +36,8 @@ from app.policy.in_process.engines import read_roughly, reader_by
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.numbers import known_of
-from app.policy.in_process.reading.layout import parted
+from app.policy.in_process.packed import ROWS, PackedLinear
+from app.policy.in_process.reading.layout import Branched, parted
 from app.policy.in_process.whole.served import load_to_serve
 from app.policy.options import BackendOptions
 from app.policy.versions.store import load_manifest
@@ -46,6 +49,7 @@ from bench.serving.service import servers, serving, variables
 
 SEED = 4711
 WARM_UP = 2
+FLOOR_TRIES = 40
 TURN = 10
 """Requests, of which the first turn warms up: a process' CPU is told in hundredths of a second."""
 console = Console()
@@ -60,15 +64,26 @@ class Engaged(NamedTuple):
     questions: tuple[QuestionName, ...] = ()
     rough: bool = False
 
-    def read(self, scenario: Scenario) -> Reading:
-        """As the service reads a scenario's prompt."""
+    def ask(self, scenario: Scenario) -> Ask:
+        """What the service asks of a scenario's prompt."""
         encoder, prompt = self.reader.encoder, render(scenario)
         if self.adapter is not None:
             prompt = self.adapter.reads(prompt, scenario)
         text, numbers = encoder.text_tokens(prompt), known_of(scenario)
         ids = encoder.encode(prompt)
-        ask = Ask(ids, (self.adapter,), text, self.questions, numbers, self.rough)
-        [rows] = self.reader.answer([ask])
+        return Ask(ids, (self.adapter,), text, self.questions, numbers, self.rough)
+
+    def tokens(self, scenario: Scenario) -> int:
+        """How many a pass reads behind the head."""
+        encoder, ask = self.reader.encoder, self.ask(scenario)
+        tails = ask.tails(len(encoder.tail))
+        each = len(Branched.of(encoder, self.questions).ids)
+        return len(ask.ids) - len(encoder.tail) + len(tails) * each
+
+    def read(self, scenario: Scenario) -> Reading:
+        """As the service reads a scenario's prompt."""
+        encoder = self.reader.encoder
+        [rows] = self.reader.answer([self.ask(scenario)])
         whole, *bare = (parted(row, encoder, self.questions) for row in rows)
         return Reading(
             log_probabilities=whole[0],
@@ -114,6 +129,35 @@ def interleaved(engines: dict[Engine, Engaged], scenarios: Sequence[Scenario]) -
                 runs[engine].seconds.append(seconds)
                 runs[engine].readings.append(reading)
     return runs
+
+
+def floors(reads: Engaged, scenarios: Sequence[Scenario]) -> list[float]:
+    """Seconds that each prompt takes at least, by its linear layers alone."""
+    trunk = reads.reader.model.base_model
+    layers = [module for module in trunk.modules() if isinstance(module, nn.Linear)]
+    sizes = [layer.in_features * layer.out_features for layer in layers]
+    wide = max(layers, key=lambda layer: layer.in_features)
+    plain = nn.Linear(wide.in_features, wide.out_features, bias=False)
+    packed = reads.reader.engine is Engine.ONEDNN
+    layer, states = PackedLinear(plain) if packed else plain, torch.ones(ROWS, wide.in_features)
+    memory = torch.ones(sum(sizes))
+    with torch.inference_mode():
+        for_a_weight = least_seconds(lambda: layer(states)) / (ROWS * plain.weight.numel())
+        fetched = least_seconds(memory.sum) / len(memory)
+    return [
+        sum(size * max(reads.tokens(scenario) * for_a_weight, fetched) for size in sizes)
+        for scenario in scenarios
+    ]
+
+
+def least_seconds(work: Callable[[], object]) -> float:
+    """Of this thread's CPU, of a few runs."""
+    seconds = []
+    for _ in range(FLOOR_TRIES):
+        began = thread_time()
+        work()
+        seconds.append(thread_time() - began)
+    return min(seconds)
 
 
 def apart(run: Run, exact: Run) -> float:
@@ -177,29 +221,35 @@ def main(
     base = import_smollm2(read_settings().models_dir, console.print)
     calibration = load_manifest(version or base).calibration
     engines = engaged(base, version, calibration.asked)
-    runs = interleaved(engines, random_scenarios(prompts + WARM_UP, SEED))
+    scenarios = random_scenarios(prompts + WARM_UP, SEED)
+    runs = interleaved(engines, scenarios)
     exact = runs[Engine.TORCH]
     here = machine()
     table = Table(
         title=f"one prompt, one thread; {here['cpu']}, {' '.join(here['features'])}",
         title_justify="left",
     )
-    for heading in ("engine", "median ms", "quartiles", "of torch", "nats apart", "equal"):
+    headings = ("engine", "median ms", "quartiles", "of torch", "floor", "nats apart", "equal")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "engine" else "right")
     figures: dict[str, float | str] = {}
     for engine, run in runs.items():
         ratio = median(a / b for a, b in zip(run.seconds, exact.seconds, strict=True))
         low, middle, high = (1e3 * cut for cut in quantiles(run.seconds, n=4))
         same = equal(run, exact, calibration)
+        least = floors(engines[engine], scenarios[WARM_UP:])
+        share = median(a / b for a, b in zip(least, run.seconds, strict=True))
         table.add_row(
             engine,
             f"{middle:.0f}",
             f"{low:.0f}-{high:.0f}",
             f"{ratio:.2f}",
+            f"{share:.2f}",
             f"{apart(run, exact):.1g}",
             f"{same:.1%}",
         )
         figures |= {f"{engine}_ms": middle, f"{engine}_of_torch": ratio, f"{engine}_equal": same}
+        figures[f"{engine}_floor_share"] = share
     console.print(table)
     fastest = min(runs.keys() - {Engine.BFLOAT16}, key=lambda engine: median(runs[engine].seconds))
     asked = random_scenarios(prompts + TURN, SEED + 1)
