@@ -186,7 +186,7 @@ class Panel:
             reading = await seat.decider.ask(decision.scenario, inquiry, deadline)
         except PolicyAbstained as abstained:
             self._ended(seat, _OUTCOMES.get(abstained.reason, Asking.REFUSED), str(abstained))
-            return Abstention(abstained.reason, abstained.detail[:500] or None)
+            return Abstention.of(abstained)
         assert reading.exchange is not None
         self._ended(seat, Asking.ANSWERED, "")
         self._telemetry.panel_answered(

@@ -24,4 +24,4 @@ async def reading_of(
         return await policy.decide(prompt, deadline, scenario, rough)
     except PolicyAbstained as abstained:
         log.warning("policy abstained", reason=abstained.reason, detail=abstained.detail)
-        return Abstention(abstained.reason, abstained.detail[:500] or None)
+        return Abstention.of(abstained)

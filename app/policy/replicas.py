@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import httpx
+import orjson
 import structlog
 
 from app.domain.errors import AbstainReason, PolicyAbstained
@@ -215,7 +216,7 @@ class Replicas:
         if response.status_code != httpx.codes.OK:
             raise odd(f"HTTP {response.status_code}: {response.text}")
         try:
-            answer = response.json()
+            answer = orjson.loads(response.content)
         except ValueError as error:
             raise odd(f"not JSON: {response.text}") from error
         found = read(answer)

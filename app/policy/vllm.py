@@ -33,6 +33,8 @@ from app.policy.rationale import RATIONALE_TOKENS, sentences
 from app.policy.replicas import Replicas, odd, urls_of
 
 _T = TypeVar("_T")
+MASS_TOLERANCE = 0.05
+"""Of a sum of probabilities: servers round."""
 log = structlog.get_logger()
 
 
@@ -260,4 +262,7 @@ def _read(answer: Any, labels: Mapping[str, int]) -> tuple[float, ...]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value > 1e-6:
             raise odd(f"the log-probability of label {label} is {value!r}")
+    mass = math.fsum(math.exp(found[name]) for name in wanted.values())
+    if mass > 1 + MASS_TOLERANCE:
+        raise odd(f"the probabilities of the labels alone sum to {mass:.4g}")
     return tuple(found[name] for name in wanted.values())

@@ -112,7 +112,15 @@ def says_other_tokens(pair: Pair) -> None:
     pair.first.reads = lambda request: {"token_id:7": -1.0}
 
 
-@pytest.mark.parametrize("fault", [dies, hangs_up, fails, has_another_model, says_other_tokens])
+def says_what_no_parser_takes(pair: Pair) -> None:
+    pair.first.reads = None
+    pair.first.body = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [says_what_no_parser_takes, dies, hangs_up, fails, has_another_model, says_other_tokens],
+)
 async def test_a_server_that_fails_costs_no_decision_and_rests(pair: Pair, fault: Any) -> None:
     fault(pair)
     for _ in range(5):

@@ -156,6 +156,7 @@ ODD_ANSWERS: dict[str, Any] = {
     "a positive value": with_logprobs(recorded_values(t49=0.5)),
     "text for a number": with_logprobs(recorded_values(t49="-1.0")),
     "null for a number": with_logprobs(recorded_values(t49=None)),
+    "certain of every label": with_logprobs(dict.fromkeys(recorded_values(), 0.0)),
     "true for a number": with_logprobs(recorded_values(t49=True)),
 }
 
@@ -184,6 +185,16 @@ async def test_text_instead_of_json_abstains(server: Server, policy: VllmPolicy)
         AbstainReason.BACKEND_PROTOCOL,
         "not JSON: <html>Bad gateway",
     )
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"a":' * 200_000, b"\xff\xfe\x00", b"NaN"])
+async def test_what_no_parser_takes_abstains(
+    server: Server, policy: VllmPolicy, body: bytes
+) -> None:
+    server.body = body
+    error = await abstained(policy, soon())
+    assert error.reason is AbstainReason.BACKEND_PROTOCOL
+    assert error.detail.startswith("not JSON: ")
 
 
 async def test_a_server_that_hangs_up_is_unavailable(server: Server, policy: VllmPolicy) -> None:
@@ -281,7 +292,7 @@ async def test_questions_are_requests_of_their_own_over_the_same_prompt(
 ) -> None:
     """The stand-in says -n / 100 of token n: of each label its own."""
     server.reads = lambda request: {
-        f"token_id:{number}": -number / 100 for number in request["logprob_token_ids"]
+        f"token_id:{number}": -number / 10 for number in request["logprob_token_ids"]
     }
     calibration = Calibration(outlook=build.outlook_calibration())
     manifest = SCRIPTED_MANIFEST.model_copy(update={"calibration": calibration})
@@ -302,6 +313,6 @@ async def test_questions_are_requests_of_their_own_over_the_same_prompt(
     assert all(request["max_tokens"] == 1 for _, _, request in server.requests)
     assert reading.questions == reading.questions_without_text
     assert reading.questions == {
-        name: tuple(-number / 100 for number in tail.label_ids) for name, tail in tails.items()
+        name: tuple(-number / 10 for number in tail.label_ids) for name, tail in tails.items()
     }
     await policy.aclose()

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from pydantic import Field
 
-from app.domain.errors import AbstainReason
-from app.domain.fields import Hash, Instant, Record, ShortText, absent, empty
+from app.domain.errors import AbstainReason, PolicyAbstained
+from app.domain.fields import Hash, Instant, Record, ShortText, absent, clean_text, empty
 from app.domain.model.actions import ACTIONS, BY_LABEL, LABELS, REJECT, Action
 from app.domain.model.choice import chosen
 from app.domain.model.inquiry import Exchange
@@ -205,6 +205,11 @@ class Abstention(NamedTuple):
 
     reason: AbstainReason
     detail: str | None = None
+
+    @classmethod
+    def of(cls, abstained: PolicyAbstained) -> Abstention:
+        """Why, with what may be kept of the detail, which may be whatever a server sent."""
+        return cls(abstained.reason, clean_text(abstained.detail[:500]) or None)
 
 
 class Decision(Record):

@@ -9,11 +9,11 @@ from typing import Annotated, Any, NamedTuple, Self
 from uuid import UUID
 
 import orjson
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from app.domain.canonical import canonical_json, content_hash, digest, forget, fragment
 from app.domain.errors import InvalidRecord
-from app.domain.fields import Hash, Instant, Record, ShortText, Text, absent
+from app.domain.fields import Hash, Instant, Record, ShortText, Text, absent, clean_text
 from app.domain.model.manifest import Calibration
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Advice, Decision, Proposal, Reading, propose
@@ -77,7 +77,7 @@ class Rationale(Record):
     decision_id: UUID
     recorded_at: Instant
     model_version: ShortText
-    text: Annotated[str, Field(max_length=1000)]
+    text: Annotated[str, AfterValidator(clean_text), Field(max_length=1000)]
 
 
 class LateAdvice(Record):

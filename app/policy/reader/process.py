@@ -125,7 +125,7 @@ class Visitor:
         try:
             reading = await policy.decide(asked.prompt, asked.deadline, asked.scenario, asked.rough)
         except PolicyAbstained as abstained:
-            return Said(Abstention(abstained.reason, abstained.detail), policy.health)
+            return Said(Abstention.of(abstained), policy.health)
         return Said(reading, policy.health)
 
 

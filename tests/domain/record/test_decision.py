@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.canonical import decision_id
-from app.domain.errors import AbstainReason, InvalidRecord, ManifestMismatch
+from app.domain.errors import AbstainReason, InvalidRecord, ManifestMismatch, PolicyAbstained
 from app.domain.model.actions import LABELS
 from app.domain.model.inquiry import Exchange
 from app.domain.model.manifest import Calibration, ModelManifest
@@ -320,6 +320,14 @@ def test_an_abstention_is_no_opinion_not_a_rejection() -> None:
     assert advice.abstain_detail == "2.0 s"
     decision = decide(scenario(), Abstention(AbstainReason.DEADLINE, "2.0 s"))
     assert decision.replayed() == decision
+
+
+def test_what_a_server_sent_can_be_kept_in_postgres() -> None:
+    abstained = PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "not JSON: \x00\ud800" + "x" * 600)
+    decision = decide(scenario(), Abstention.of(abstained))
+    detail = decision.primary.abstain_detail
+    assert detail == "not JSON:   " + "x" * 488
+    assert b"u0000" not in Event.of_decision(decision).payload
 
 
 @given(scenarios() | sane_scenarios(), readings | st.just(Abstention(AbstainReason.OVERLOADED)))
