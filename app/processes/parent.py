@@ -71,6 +71,8 @@ class _Running:
         self.seat, self.process = seat, process
         self.channel: Channel
         self.is_ready = False
+        self.is_silent = False
+        """It was asked what it had counted, and did not answer in time."""
         self.failed = ""
         self.counted: Snapshot = ()
 
@@ -124,7 +126,7 @@ class Parent:
 
     async def _keep(self, seat: Seat) -> None:
         """Have a process in this seat until everything ends."""
-        pause_s = FIRST_PAUSE_S
+        in_a_row = 0
         while not self._stopping.is_set():
             began = monotonic()
             running = await self._start(seat)
@@ -139,13 +141,14 @@ class Parent:
                 why = f"the process {seat.name} ended with status {status} while it started"
                 raise StartFailed(running.failed or why)
             self._deaths[seat.name] += 1
-            steady = monotonic() - began >= STEADY_S
-            pause_s = FIRST_PAUSE_S if steady else min(2 * pause_s, MAX_PAUSE_S)
+            in_a_row = 0 if monotonic() - began >= STEADY_S else in_a_row
+            pause_s = min(FIRST_PAUSE_S * 2 ** min(in_a_row, 10), MAX_PAUSE_S)
+            in_a_row += 1
             log.error(
                 "a process ended, it is started again",
                 process=seat.name,
                 status=status,
-                error=running.failed,
+                error=running.failed or "it did not say why",
                 seconds=pause_s,
             )
             for other in self._followers():
@@ -217,7 +220,8 @@ class Parent:
         for name, number in self._deaths.items():
             running = self._running.get(name)
             labels = (("process", name),)
-            up[UP, labels] = float(running is not None and running.is_ready)
+            works = running is not None and running.is_ready and not running.is_silent
+            up[UP, labels] = float(works)
             deaths[f"{DEATHS}_total", labels] = float(number)
         return [
             Counted(UP, "gauge", "", Across.LARGEST, False, up),
@@ -240,8 +244,11 @@ class Parent:
 
 
 async def _count(running: _Running) -> None:
-    with suppress(Unanswered):
+    try:
         running.counted = await running.channel.ask(Count(), COUNT_PATIENCE_S)
+        running.is_silent = False
+    except Unanswered:
+        running.is_silent = True
 
 
 async def _follow(running: _Running, told: Told) -> None:

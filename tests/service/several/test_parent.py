@@ -31,6 +31,8 @@ class Small:
         self.stopping = asyncio.Event()
 
     async def count(self) -> Snapshot:
+        if self.manner == "silent":
+            await asyncio.Event().wait()
         return ()
 
     async def readiness(self) -> dict[str, Any]:
@@ -102,6 +104,7 @@ async def test_how_the_others_are_and_one_that_is_killed_or_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("app.processes.parent.HEALTH_PATIENCE_S", 0.2)
+    monkeypatch.setattr("app.processes.parent.COUNT_PATIENCE_S", 0.2)
     async with parent(a="well", b="ill", c="silent") as (one, _):
         await all_ready(one, 3)
         a = one._running["a"]
@@ -120,6 +123,13 @@ async def test_how_the_others_are_and_one_that_is_killed_or_silent(
         await all_ready(one, 3)
         up, deaths = one._own()
         assert set(up.samples.values()) == {1.0}
+        await one._counted()
+        up, _ = one._own()
+        assert {dict(of)["process"]: value for (_, of), value in up.samples.items()} == {
+            "a": 1.0,
+            "b": 1.0,
+            "c": 0.0,
+        }
         assert sorted(deaths.samples.values()) == [0.0, 0.0, 1.0]
 
 
