@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -58,6 +59,8 @@ from app.tasks import calm_garbage_collection
 from app.telemetry import UNOBSERVED, Telemetry, configure_log
 
 log = structlog.get_logger()
+MOST_OF_A_SOCKETS_PATH = 100
+"""Bytes of its folder; the system takes 107 in all."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DESCRIPTION = (
     "Advice of a P&L-aligned language model on each trade, behind vetoes, in shadow mode, on the"
@@ -124,6 +127,10 @@ async def _several(settings: Settings) -> None:
         TemporaryDirectory(prefix="advisor-", ignore_cleanup_errors=True) as folder,
     ):
         reader = None if settings.vllm_url else Path(folder) / "reader"
+        if len(os.fsencode(folder)) > MOST_OF_A_SOCKETS_PATH:
+            raise SettingsError(
+                f"{folder} is too long a path for a socket: set TMPDIR to a shorter one"
+            )
         shares = Shares(settings.processes)
         doors = [Door(listener, shares, place) for place in range(settings.processes)]
         seats = [

@@ -223,7 +223,16 @@ def test_a_certificate_is_good_for_one_version_processor_and_torch(
     assert Certificate.find(SCRIPTED_MANIFEST, [tmp_path]) is None
 
 
-@pytest.mark.parametrize("wrong", [{"prompts": 1999}, {"within": 0.2}, {"within": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompts": 1999},
+        {"within": 0.2},
+        {"within": 0.0},
+        {"within": 1e-9},
+        {"mean": 0.09},
+    ],
+)
 def test_few_prompts_and_rough_ones_make_no_certificate(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidRecord):
         vouching(SCRIPTED_MANIFEST, **wrong)

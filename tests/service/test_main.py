@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import tempfile
 from pathlib import Path
 
 import httpx
+import pytest
 
 from app import main
 from app.advising.serving import Models
 from app.policy.scripted import ScriptedPolicy
+from app.settings import SettingsError
 from tests.service.processes import Child, environment
 from tests.service.running import request, settings_for, until
 
@@ -36,6 +39,17 @@ async def test_a_request_under_way_is_answered_before_the_service_ends(
         reply = await waiting
         await served.answering
     assert (reply.status_code, reply.json()["recorded"]) == (200, "stream")
+
+
+async def test_a_folder_that_is_too_long_for_a_socket_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    settings = settings_for("postgresql://nobody", "redis://nobody", tmp_path, processes=2)
+    with pytest.raises(SettingsError, match="set TMPDIR to a shorter one"):
+        await main._several(settings)
 
 
 async def test_sigterm_ends_the_process_in_good_order(

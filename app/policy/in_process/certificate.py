@@ -15,7 +15,7 @@ from typing import Self
 
 import structlog
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.domain.canonical import canonical_json
 from app.domain.errors import InvalidRecord, ModelFileError
@@ -48,6 +48,13 @@ class Certificate(Record):
     read_again: float = Field(
         ge=0, le=1, description="share of prompts whose action is not ahead by enough"
     )
+
+    @model_validator(mode="after")
+    def allows_for_what_was_seen(self) -> Self:
+        """Raises ValueError where less is allowed for than was measured."""
+        if not self.mean <= self.largest <= self.within:
+            raise ValueError("`mean`, `largest` and `within` must not fall: this was not measured")
+        return self
 
     @property
     def quantile(self) -> float:
