@@ -177,7 +177,7 @@ async def test_a_share_is_watched_while_the_model_is_idle_and_one_too_far_off_en
     await asyncio.gather(*policy._watches)
     assert told.seen["rough_compared"] == [Rough.NEAR]
     assert policy.health.startswith("roughly, within 0.075 nats (2000 prompts, test_bf16)")
-    policy.cascade.certificate = vouching(SCRIPTED_MANIFEST, largest=1e-9, within=1e-9)
+    policy.cascade.certificate = vouching(SCRIPTED_MANIFEST, mean=1e-9, largest=1e-9, within=1e-9)
     for prompt in prompts[2:]:
         await policy.decide(prompt, soon(), rough=True)
     await asyncio.gather(*policy._watches)
