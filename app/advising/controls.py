@@ -187,7 +187,9 @@ class Controls:
                     change = change.after(await self._journal.get_state())
                 receipt = await self._journal.set_state(change)
                 shared = receipt.target == "stream"
-                self._enter(change, shared=shared)
+                self.follow(
+                    Entered(change, shared)
+                )  # Another process may have entered a newer one.
         finally:
             if told is not None:
                 await told

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from app.advising.controls import MAX_PAUSE_S, REFRESH_S, Controls
+from app.advising.controls import MAX_PAUSE_S, REFRESH_S, Controls, Entered
 from app.domain.canonical import decision_id
 from app.domain.exits import REPORTED, Fixed, Freqtrade
+from app.domain.record.event import StateChange
 from app.domain.rules.case import TradingState
 from app.domain.rules.limits import read_limits
 from app.domain.scenario import Scenario
+from app.journal.stream import Receipt
 from app.local.servers import EmbeddedValkey
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
@@ -468,3 +470,28 @@ async def test_a_state_that_only_postgres_remembers_is_found_after_valkey_lost_i
     with EmbeddedValkey(tmp_path / "new") as empty:
         async with running(settings_for(database_url, empty.url, tmp_path / "other")) as restarted:
             assert await state_of(restarted) == "REDUCING"
+
+
+async def test_a_newer_state_that_another_process_entered_meanwhile_stays(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controls = api.service.controls
+    record = controls._journal.set_state
+
+    async def meanwhile(change: StateChange) -> Receipt:
+        receipt = await record(change)
+        later = change.recorded_at + timedelta(milliseconds=1)
+        halted = change.model_copy(update={"state": TradingState.HALTED, "recorded_at": later})
+        controls.follow(Entered(halted, shared=True))
+        return receipt
+
+    monkeypatch.setattr(controls._journal, "set_state", meanwhile)
+    await controls.set_state(
+        StateChange(
+            state=TradingState.ACTIVE,
+            recorded_at=datetime.now(UTC),
+            changed_by="ops",
+            reason="at the same time as somebody halted it",
+        )
+    )
+    assert controls.state is TradingState.HALTED
