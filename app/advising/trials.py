@@ -188,7 +188,7 @@ def _replay(pipe: Connection, url: str, asking: Asking, options: BackendOptions)
 
     def tell(done: int, total: int) -> None:
         if done % every == 0:
-            pipe.send(("progress", (done, total)))
+            _say(pipe, "progress", (done, total))
 
     try:
         toml = asking.against.toml
@@ -201,10 +201,17 @@ def _replay(pipe: Connection, url: str, asking: Asking, options: BackendOptions)
         )
         document = asyncio.run(_tallied(url, judge, asking, options, tell))
     except AdvisorError as error:
-        pipe.send(("failed", str(error)))
+        _say(pipe, "failed", str(error))
         return
     document["changed"] = document["changed"][-MOST_CHANGED:]
-    pipe.send(("report", orjson.dumps(document).decode()))
+    _say(pipe, "report", orjson.dumps(document).decode())
+
+
+def _say(pipe: Connection, what: str, value: Any) -> None:
+    try:
+        pipe.send((what, value))
+    except BrokenPipeError:
+        os._exit(1)  # The process that asked has ended: nothing here is of use to anybody.
 
 
 async def _tallied(

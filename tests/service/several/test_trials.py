@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 import pytest
 
-from app.advising.trials import Trial, Trials, Tried
+from app.advising.trials import Trial, Trials, Tried, _say
 from app.domain.errors import TrialRefused
 from app.policy.options import DEFAULTS
 from app.processes.messages import Gone
+from tests.service.processes import START_S
 
 NOBODY: Any = None
 
@@ -35,3 +37,17 @@ def test_a_trial_whose_process_ended_has_failed() -> None:
     assert ended is not None
     assert ended.failed == "the process that tried it has ended: try it again"
     assert trials.of(8) == Trial(failed="no such version")
+
+
+def test_a_replay_whose_asker_has_gone_ends_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    ours.close()
+    process = context.Process(target=_say, args=(theirs, "progress", (1, 2)))
+    process.start()
+    process.join(START_S)
+    theirs.close()
+    assert process.exitcode == 1
+    assert capfd.readouterr().err == ""
