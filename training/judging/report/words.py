@@ -103,7 +103,7 @@ def opening(
     )
     parts = (
         f"{100 * declined:+z.1f} R by declining the agent's trades,"
-        f" {100 * (better - declined):+z.1f} R by the others"
+        f" {100 * (better - declined):+z.1f} R by its other answers"
     )
     if gap.value is None or gap.low is None:
         return f"{told}; how sure that is cannot be said: {gap.reason or 'there is no bound'}."

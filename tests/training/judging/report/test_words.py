@@ -13,7 +13,7 @@ BEGIN = (
     " earned -1.2 R with it, -3.9 R with the agent alone and 0 R without trading, after costs (1 R"
     " is what the agent's plan risks)"
 )
-PARTS = "(+3.0 R by declining the agent's trades, -0.3 R by the others)"
+PARTS = "(+3.0 R by declining the agent's trades, -0.3 R by its other answers)"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_it_says_what_a_hundred_would_have_earned_and_how_sure_that_is(
 
 def test_worse_is_by_how_much_less_it_earned() -> None:
     said = opening(-0.066, -0.039, 0.0, Estimate(-0.03, -0.05), 1499, 700)
-    parts = "(+0.0 R by declining the agent's trades, -2.7 R by the others)"
+    parts = "(+0.0 R by declining the agent's trades, -2.7 R by its other answers)"
     assert said.endswith(f"risks): worse than the agent by 2.7 R {parts}."), "gap is clipped"
 
 
