@@ -8,6 +8,7 @@ no part of a record's schema: what was recorded before stays as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 from pydantic import BaseModel
 
@@ -56,23 +57,30 @@ def doubts(scenario: Scenario) -> list[Doubt]:
 def _beyond(s: Scenario) -> Iterator[Doubt]:
     """Numbers that nothing can have: what is worked out with them would be infinite."""
     for section in ("candidate", "plan", "account", "market"):
-        for path, value in _numbers(getattr(s, section), (section,)):
-            if not -LARGEST < value < LARGEST:
-                yield Doubt(path, f"{value:g} is beyond {LARGEST:g}: nothing is as large")
+        for path, value in _vast(getattr(s, section), (section,)):
+            yield Doubt(path, f"{value:g} is beyond {LARGEST:g}: nothing is as large")
 
 
-def _numbers(record: BaseModel, path: Path) -> Iterator[tuple[Path, float]]:
+def _vast(record: BaseModel, path: Path) -> Iterator[tuple[Path, float]]:
+    """The numbers beyond the largest; of a hundred values hardly one is looked at twice."""
     for name, value in record.__dict__.items():
-        if type(value) is float:
-            yield (*path, name), value
-        elif isinstance(value, BaseModel):
-            yield from _numbers(value, (*path, name))
-        elif type(value) is tuple:
+        kind = type(value)
+        if kind is float:
+            if not -LARGEST < value < LARGEST:
+                yield (*path, name), value
+        elif kind is tuple:
             for number, element in enumerate(value):
-                if type(element) is float:
+                if _is_record(type(element)):
+                    yield from _vast(element, (*path, name, number))
+                elif isinstance(element, float) and not -LARGEST < element < LARGEST:
                     yield (*path, name, number), element
-                elif isinstance(element, BaseModel):
-                    yield from _numbers(element, (*path, name, number))
+        elif value is not None and _is_record(kind):
+            yield from _vast(value, (*path, name))
+
+
+@cache
+def _is_record(kind: type) -> bool:
+    return issubclass(kind, BaseModel)
 
 
 def _size(s: Scenario) -> Iterator[Doubt]:
