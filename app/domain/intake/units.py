@@ -8,7 +8,6 @@ no part of a record's schema: what was recorded before stays as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 from pydantic import BaseModel
 
@@ -16,6 +15,7 @@ from app.domain.candidate import Candidate
 from app.domain.intake.reception import Doubt, Path
 from app.domain.scenario import LARGEST, Plan, Scenario
 
+_PLAIN = frozenset({str, int, bool, type(None)})
 MOST_LEVERAGE = 25.0
 """Notional over equity from which a quantity looks like money."""
 MOST_OF_DAY = 0.01
@@ -70,17 +70,12 @@ def _vast(record: BaseModel, path: Path) -> Iterator[tuple[Path, float]]:
                 yield (*path, name), value
         elif kind is tuple:
             for number, element in enumerate(value):
-                if _is_record(type(element)):
+                if isinstance(element, BaseModel):
                     yield from _vast(element, (*path, name, number))
                 elif isinstance(element, float) and not -LARGEST < element < LARGEST:
                     yield (*path, name, number), element
-        elif value is not None and _is_record(kind):
+        elif kind not in _PLAIN and isinstance(value, BaseModel):
             yield from _vast(value, (*path, name))
-
-
-@cache
-def _is_record(kind: type) -> bool:
-    return issubclass(kind, BaseModel)
 
 
 def _size(s: Scenario) -> Iterator[Doubt]:
