@@ -529,7 +529,8 @@ ORDERS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"plan__entry": 4.0, "plan__stop": 3.9, "plan__targets": [4.2]}, "INPUT_SANITY"),
     ({"candidate__atr": 5e-324}, "STOP_DISTANCE"),
-    ({"plan__quantity": 1e300}, "RISK_PER_TRADE"),
+    # 6 x 40,000 is 24 times an equity of 10,000.
+    ({"plan__quantity": 6.0}, "RISK_PER_TRADE"),
 ]
 
 
@@ -548,6 +549,12 @@ async def test_an_order_that_makes_no_sense_is_vetoed_with_evidence_and_recorded
             )
     assert await drained(api.settings) == len(ORDERS)
     assert (await verify_log(database_url)).findings == []
+
+
+@pytest.mark.parametrize("quantity", [7.0, 1e9, 1e300])
+async def test_an_order_that_nobody_can_place_is_refused(api: Running, quantity: float) -> None:
+    problem = require_problem(await api.advise(request("r-1", plan__quantity=quantity)))
+    assert "plan.quantity: " in problem["detail"]
 
 
 async def test_characters_that_no_reader_needs_are_dropped_and_the_record_replays(

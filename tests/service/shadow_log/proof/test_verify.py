@@ -101,7 +101,7 @@ TAMPERING = {
         {Fault.HASH},
     ),
     "the prompt's head": (
-        f"UPDATE decisions SET prompt_head = '\\x01' {ONE}",
+        f"UPDATE decisions SET prompt_head = decode(repeat('01', 32), 'hex') {ONE}",
         {Fault.UNREADABLE},
     ),
     "what a column says of the record, once more in the record": (
