@@ -288,7 +288,8 @@ async def test_a_writer_that_is_frozen_within_a_copy_loses_its_session(database_
         options="-c statement_timeout=200 -c idle_in_transaction_session_timeout=200",
     ) as frozen:
         frozen.execute(
-            "INSERT INTO decision_keys VALUES (%s, 'sha256:a', now())", [decision.decision_id]
+            "INSERT INTO decision_keys VALUES (%s, decode(repeat('01', 32), 'hex'), now())",
+            [decision.decision_id],
         )
         copy = frozen.cursor().copy("COPY decisions (decision_id) FROM STDIN")
         copy.__enter__()
