@@ -74,6 +74,12 @@ def test_what_may_be_so_is_not_doubted(changes: dict[str, Any]) -> None:
         ({"candidate__macd": -1e300}, "macd", "beyond"),
         ({"plan__quantity": 1.7e308}, "quantity", "beyond"),
         ({"market__volume_24h": 1e19}, "volume_24h", "beyond"),
+        (
+            {"account__positions": [{"symbol": "BTCUSDT", "quantity": 1e300, "entry": 4e4}]},
+            "quantity",
+            "beyond",
+        ),
+        ({"plan__targets": (2100.0, 1e300)}, 1, "beyond"),
         (around(momentum_rank=1.0, return_6h=1e200), "return_6h", "beyond"),
         ({"account__day_pnl_fraction": -0.5}, "day_pnl_fraction", "a fraction, -0.005"),
         (around(return_24h=2.5), "return_24h", "a fraction, 0.025"),
