@@ -3,7 +3,7 @@
 Each size is a whole rebuild by `advisor-train rebuild` in a process and a folder of its own: CPU
 time of its stages as their artefacts tell it, the most memory that it held, and what it left on the
 disk. The line from the two largest goes on to a hundred thousand prompts in the picture, and says
-so: it assumes that each further prompt takes what these did.
+so: it assumes that each further prompt takes what these did, or nothing more.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def draw(found: Sequence[Took], path: Path) -> None:
     )
     for axes, name, values in lines:
         (drawn,) = axes.plot(counts, values, marker="o", label=name)
-        slope = (values[-1] - values[-2]) / (counts[-1] - counts[-2])
+        slope = max((values[-1] - values[-2]) / (counts[-1] - counts[-2]), 0.0)
         far = values[-1] + slope * (FAR - counts[-1])
         axes.plot([counts[-1], FAR], [values[-1], far], linestyle=":", color=drawn.get_color())
     for axes in (times, sizes):

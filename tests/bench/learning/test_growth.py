@@ -33,7 +33,7 @@ def test_stages_are_told_apart(tmp_path: Path) -> None:
 def test_what_was_not_measured_is_dotted(tmp_path: Path) -> None:
     found = [
         Took(100, 50.0, 100.0, 30.0, 1.0, 0.25),
-        Took(1000, 500.0, 1000.0, 30.0, 1.0, 2.5),
+        Took(1000, 500.0, 1000.0, 30.0, 0.9, 2.5),
     ]
     draw(found, tmp_path / "growth.svg")
     drawn = (tmp_path / "growth.svg").read_text()
