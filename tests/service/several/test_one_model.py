@@ -13,13 +13,17 @@ from tests.service.running import drained, request, settings_for, until
 from tests.service.several.several import several, value
 
 
+def tiny_in(folder: Path) -> dict[str, object]:
+    """Settings that serve a tiny model of a folder."""
+    version = save_tiny_model(folder / "tiny-1")
+    write_manifest(version, "tiny-1")
+    return {"model": version, "advisor_prompt_tokens": POSITIONS, "advisor_engine": "torch"}
+
+
 async def test_one_process_reads_for_both_and_while_it_is_away_advice_says_so(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    version = save_tiny_model(tmp_path / "tiny-1")
-    write_manifest(version, "tiny-1")
-    told = {"model": version, "advisor_prompt_tokens": POSITIONS, "advisor_engine": "torch"}
-    async with several(tmp_path / "home", database_url, valkey_url, **told) as service:
+    async with several(tmp_path / "home", database_url, valkey_url, **tiny_in(tmp_path)) as service:
         each = await service.one_of_each()
         for name, client in each.items():
             for number in range(3):
@@ -54,14 +58,11 @@ async def test_one_process_reads_for_both_and_while_it_is_away_advice_says_so(
     assert not (await verify_log(database_url)).findings
 
 
-async def test_a_stop_of_the_whole_group_answers_what_is_under_way(
+async def test_a_stop_of_the_whole_group_ends_the_process_that_reads_last(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     """As systemd stops a service: every process has the signal."""
-    version = save_tiny_model(tmp_path / "tiny-1")
-    write_manifest(version, "tiny-1")
-    told = {"model": version, "advisor_prompt_tokens": POSITIONS, "advisor_engine": "torch"}
-    async with several(tmp_path / "home", database_url, valkey_url, **told) as service:
+    async with several(tmp_path / "home", database_url, valkey_url, **tiny_in(tmp_path)) as service:
         reader = service.pids()[2]
         os.kill(reader, signal.SIGTERM)
         async with service.client() as client:
