@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from app.journal.stream import (
     MemoryReplaced,
     Place,
     Receipt,
+    StreamId,
     StreamJournal,
     state_change,
 )
@@ -120,8 +121,9 @@ class Journal:
         self._owed: set[str] = set()
         """Reports on disk of which the ledger may have no note: until the record tells them, it
         tells nothing."""
-        self._noted_since: datetime | None = None
-        """Reports that the stream took since then are noted; of older ones the record tells."""
+        self._noted_after: tuple[str, StreamId] | None = None
+        """A memory, and a place in its stream: reports behind it are noted, of the others the
+        record tells."""
         self.reachable = True
         """Whether the stream answered last. While it does not, what was written to it cannot be
         found."""
@@ -279,7 +281,7 @@ class Journal:
         memory, kept = self.memory.identity, self._stream.ledger()
         if self._filled == memory and await kept.whole():
             return
-        holds_all = await self._record_holds_all()
+        holds_all = await self._record_holds_all(memory)
         await kept.fill(await recorded())
         if holds_all:
             self._filled = memory
@@ -289,19 +291,23 @@ class Journal:
         """The reports that wait on disk are told to the ledger by the record, once it has them."""
         self._filled = None
         self._owed = self._reports_on_disk()
-        self._noted_since = None
+        self._noted_after = None
 
     def _reports_on_disk(self) -> set[str]:
         actions = self._spool.keys(EventKind.AGENT_ACTION)
         return {*actions, *self._spool.keys(EventKind.OUTCOME)}
 
-    async def _record_holds_all(self) -> bool:
+    async def _record_holds_all(self, memory: str) -> bool:
         """Whether every report without a note of ours has left the disk and the stream."""
         if self._owed & self._reports_on_disk():
             return False
-        self._noted_since = self._noted_since or self._now()
-        _, oldest_s = await self._stream.backlog()
-        return self._now() - timedelta(seconds=oldest_s) >= self._noted_since
+        ends = await self._stream.ends()
+        if ends is None:
+            return True
+        oldest, newest = ends
+        if self._noted_after is None or self._noted_after[0] != memory:
+            self._noted_after = memory, newest
+        return oldest > self._noted_after[1]
 
     async def set_state(self, change: StateChange) -> Receipt:
         """Record a change of state and make it the live one for all replicas (when drained, if

@@ -54,6 +54,9 @@ MAX_BATCH = 128
 MANY = 1_000
 """Events that wait, from which on payloads are packed: no time is spent on it as long as a writer
 takes them at once."""
+StreamId = tuple[int, int]
+"""An event's place in the stream: milliseconds of the stream's clock, and a number; they only
+grow."""
 KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3}
 """A host that vanished is noticed within some ten seconds also where nothing is being sent."""
 
@@ -517,6 +520,15 @@ class StreamJournal:
             self._oldest = (stream_id, now - max(age, 0.0))
         return length, now - self._oldest[1]
 
+    async def ends(self) -> tuple[StreamId, StreamId] | None:
+        """Where the oldest and the newest event lie that are not in Postgres yet; None where all
+        are. They are in the order in which the stream took them, whatever any clock says."""
+        oldest, newest = await asyncio.gather(
+            self._run("XRANGE", EVENTS, "-", "+", "COUNT", 1),
+            self._run("XREVRANGE", EVENTS, "+", "-", "COUNT", 1),
+        )
+        return (_place_of(oldest[0]), _place_of(newest[0])) if oldest and newest else None
+
     def ledger(self) -> Ledger:
         """The ledger in this memory."""
         return Ledger(self._run, self._memory.partition(" ")[0])
@@ -623,6 +635,11 @@ def _entry_of(fields: Mapping[bytes, bytes]) -> Entry:
 
 def _checksum(event: Event) -> str:
     return f"{crc32(event.payload):08x}"
+
+
+def _place_of(entry: Sequence[Any]) -> StreamId:
+    milliseconds, _, number = entry[0].partition(b"-")
+    return int(milliseconds), int(number)
 
 
 def _state_value(change: StateChange) -> str:

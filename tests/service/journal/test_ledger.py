@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from time import time
 
 import pytest
 
@@ -190,6 +191,32 @@ async def test_the_record_is_asked_again_until_it_holds_what_was_in_the_stream_a
         notes = await journal.ledger_of("desk")
         assert notes is not None
         assert list(notes) == ["d"]
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, 0.0, 3600.0])
+async def test_what_was_in_the_stream_at_the_start_is_told_by_its_order_not_by_a_clock(
+    ahead_s: float, valkey_url: str, tmp_path: Path
+) -> None:
+    """The stream's clock is behind ours, or ahead of it."""
+    asked = 0
+
+    async def recorded() -> list[Entry]:
+        nonlocal asked
+        asked += 1
+        return []
+
+    with client(valkey_url) as connection:
+        there = f"{int((time() + ahead_s) * 1000)}-0"
+        connection.xadd(EVENTS, {"kind": "x"}, id=there)
+        async with started(valkey_url, tmp_path) as journal:
+            for times in (1, 2, 3):
+                await journal.fill_ledger(recorded)
+                assert asked == times
+            connection.xadd(EVENTS, {"kind": "noted"})
+            connection.xdel(EVENTS, there)
+            for _ in range(2):
+                await journal.fill_ledger(recorded)
+                assert asked == 4
 
 
 async def test_while_the_stream_is_away_reports_wait_and_nothing_is_told(
