@@ -86,6 +86,30 @@ def test_layers_that_read_the_same_states_share_a_product(bias: bool) -> None:
                 found.view(-1, found.shape[-1])[0] += 7  # As adapters do, to nobody else's outputs.
 
 
+def test_while_weights_are_laid_out_the_model_is_what_it_was_and_stays_so_where_that_fails() -> (
+    None
+):
+    model = Siblings(bias=True)
+    before = dict(model.named_modules())
+
+    def is_as_before() -> bool:
+        return all(model.get_submodule(name) is module for name, module in before.items())
+
+    def fails() -> None:
+        with packed.packing(model):
+            assert is_as_before()
+            raise RuntimeError("the trial failed")
+
+    with pytest.raises(RuntimeError, match="the trial failed"):
+        fails()
+    assert is_as_before()
+    with packed.packing(model) as plain:
+        assert is_as_before()
+    assert not is_as_before()
+    packed.put(model, plain)
+    assert is_as_before()
+
+
 def test_layers_of_other_kinds_beside_each_other_multiply_for_themselves() -> None:
     model = Siblings(bias=False)
     model.k_proj = nn.Linear(48, 16, bias=True)

@@ -19,7 +19,7 @@ from app.policy.encoding import PromptEncoder
 from app.policy.in_process import attention
 from app.policy.in_process.certificate import kind_here
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.in_process.packed import has_onednn, is_faster, pack, put, roughen
+from app.policy.in_process.packed import has_onednn, is_faster, packing, put, roughen
 from app.policy.options import BackendOptions
 
 EQUAL_NATS = 1e-3
@@ -48,8 +48,9 @@ def _packed(model: Any, ids: tuple[int, ...], forced: bool) -> Engine:
     """Pack the model, unless that is no faster and not forced; what reads it from now on. Raises
     what the library raises when it does not run on these ids, `RuntimeError` when it says something
     else; the model is then as it was."""
-    expected = _tried(model, ids)
-    layers, usual = pack(model), model.config._attn_implementation
+    usual = model.config._attn_implementation
+    with packing(model) as layers:
+        expected = _tried(model, ids)
     try:
         if not layers or not (forced or is_faster(layers)):
             put(model, layers)

@@ -8,6 +8,7 @@ same but for the order in which they are summed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import thread_time
 from typing import Any
@@ -19,6 +20,8 @@ ROWS = 128
 """Tokens of a usual prompt, for which the weights are laid out; any number may come."""
 HEAD_ROWS = 8
 """Ends that a usual reading asks the vocabulary's head for."""
+BESIDE = 2
+"""Threads that lay weights out while the model is tried as it was."""
 LEAST_WEIGHTS = 1 << 16
 """Smaller layers take microseconds either way."""
 TRIES = 5
@@ -129,19 +132,38 @@ Plain = Mapping[str, nn.Linear]
 def pack(model: Any) -> Plain:
     """Replace the model's linear layers by packed ones; what they were is given back. Raises
     `RuntimeError` or `AttributeError` where this torch cannot."""
+    with packing(model) as plain:
+        return plain
+
+
+@contextmanager
+def packing(model: Any) -> Iterator[Plain]:
+    """As `pack`, once the block ends: until then the model is what it was, and threads lay its
+    weights out."""
     head = model.get_output_embeddings()
     plain = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    packed: dict[str, nn.Module] = {}
-    with torch.inference_mode():
-        for names in _together(plain):
-            layers = [plain[name] for name in names]
-            product = Product(layers, HEAD_ROWS if layers[0] is head else ROWS)
-            begin = 0
-            for name, layer in zip(names, layers, strict=True):
-                packed[name] = PackedLinear(layer, product=product, begin=begin)
-                begin += layer.out_features
-    put(model, packed)
-    return plain
+    groups = [[plain[name] for name in names] for names in _together(plain)]
+
+    @torch.inference_mode()
+    def product(layers: Sequence[nn.Linear]) -> Product:
+        return Product(layers, HEAD_ROWS if layers[0] is head else ROWS)
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(BESIDE, "pack", torch.set_num_threads, (threads,)) as beside:
+        coming = beside.map(product, groups)
+        yield plain
+        products = list(coming)
+    put(model, _placed(plain, products))
+
+
+def _placed(plain: Plain, products: Sequence[Product]) -> dict[str, nn.Module]:
+    placed: dict[str, nn.Module] = {}
+    for names, product in zip(_together(plain), products, strict=True):
+        begin = 0
+        for name in names:
+            layer = placed[name] = PackedLinear(plain[name], product=product, begin=begin)
+            begin += layer.out_features
+    return placed
 
 
 def _together(plain: Plain) -> Iterator[Sequence[str]]:

@@ -22,7 +22,8 @@ NUMBERS_NAME = "numbers.safetensors"
 """What an adapter has beside PEFT's files when it reads numbers past the text."""
 REPORT_SUFFIX = ".report.html"
 """Beside a version's directory: what its evaluation found."""
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 22
+"""Large, since Python's lock is asked for after each, and what else starts holds it for long."""
 log = structlog.get_logger()
 
 
@@ -268,7 +269,8 @@ def model_files(directory: Path) -> set[str]:
 def file_hash(path: Path) -> str:
     """`sha256:` and the hex digest of a file's bytes, read in pieces."""
     sha = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            sha.update(chunk)
+    with path.open("rb", buffering=0) as stream:
+        chunk = memoryview(bytearray(_CHUNK_BYTES))
+        while size := stream.readinto(chunk):
+            sha.update(chunk[:size])
     return f"sha256:{sha.hexdigest()}"
