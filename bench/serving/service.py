@@ -60,6 +60,7 @@ BATCH = 4
 REPEATS = 3
 STARTS_WITHIN_S = 600.0
 TAKEN_S = 0.25
+ASKED_EVERY_S = 0.05
 console = Console()
 
 
@@ -260,7 +261,7 @@ def await_ready(url: str, alive: Callable[[], bool]) -> None:
             except httpx.TransportError:
                 if not alive() or monotonic() > until:
                     raise
-            sleep(0.1)
+            sleep(ASKED_EVERY_S)
 
 
 def drive(served: Served, clients: int, requests: int, run: str, prompts: bool = False) -> Load:
