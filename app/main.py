@@ -329,9 +329,16 @@ def backend_options(settings: Settings, telemetry: Telemetry = UNOBSERVED) -> Ba
         max_batch=settings.max_batch,
         max_queue=settings.queue_size,
         vllm_url=settings.vllm_url,
-        vllm_model=settings.vllm_model,
+        vllm_names=_names_on_vllm(settings),
         telemetry=telemetry,
     )
+
+
+def _names_on_vllm(settings: Settings) -> dict[Path, str]:
+    """Only MODEL's name is set: others, in shadow beside it, have their own."""
+    if settings.model is None or settings.vllm_model is None:
+        return {}
+    return {Path(settings.model): settings.vllm_model}
 
 
 def deciders(settings: Settings) -> tuple[Decider, ...]:

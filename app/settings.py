@@ -94,7 +94,9 @@ class Settings(BaseSettings):
         " model runs in the service",
     )
     vllm_model: str | None = Field(
-        None, description="name under which vLLM serves MODEL; default: its version"
+        None,
+        description="name under which vLLM serves MODEL; default: MODEL as it stands, of an adapter"
+        " the version",
     )
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8321, ge=0, le=65535, description="port that the API listens on")

@@ -13,7 +13,15 @@ from app.policy.port import Policy
 from app.policy.rivals import RIVAL_NAME, RivalPolicy, read_rival
 from app.policy.versions.copies import PrivateCopies
 from app.policy.versions.files import refusals
-from app.policy.versions.store import find_manifest, load_manifest, model_files, require_hashes
+from app.policy.versions.lora import CONFIG_NAME, read_lora
+from app.policy.versions.store import (
+    NUMBERS_NAME,
+    base_of,
+    find_manifest,
+    load_manifest,
+    model_files,
+    require_hashes,
+)
 from app.policy.vllm import VllmPolicy
 
 if TYPE_CHECKING:
@@ -83,17 +91,31 @@ def _rival(
 def _on_vllm(
     directory: Path, url: str, options: BackendOptions, registered: ModelManifest | None
 ) -> Policy:
-    """The weights are hashed where they lie, since the server reads them there; what prompts are
-    written with is loaded from a copy."""
+    """A whole model that the server holds, or an ordinary adapter that it adds to its model when it
+    is asked by the adapter's name. Weights are hashed where they lie, since the server reads them
+    there; what prompts are written with is loaded from a copy."""
     manifest = registered or find_manifest(directory, options.manifests)
     manifest.require_compatible()
-    if manifest.base is not None:
-        raise ModelFileError(
-            f"{directory} is an adapter: vLLM takes whole models here; merge it into its base, or"
-            " unset VLLM_URL"
-        )
     if registered is not None:
         require_hashes(directory, directory, manifest.files)
-    with PrivateCopies(options.copies).of(directory, manifest.files, weights=False) as copy:
+    base = base_of(manifest, options.roots)
+    whole, files = directory, manifest.files
+    if base is not None:
+        _require_ordinary(directory, manifest)
+        whole, files = base[0], base[1].files
+        base[1].require_compatible()
+        require_hashes(whole, whole, files)
+    with PrivateCopies(options.copies).of(whole, files, weights=False) as copy:
         encoder = PromptEncoder.from_directory(copy, options.prompt_tokens)
-    return VllmPolicy(url, options.vllm_model or str(directory), manifest, encoder, options)
+    usual = str(directory) if base is None else manifest.model_version
+    return VllmPolicy(url, options.vllm_names.get(directory, usual), manifest, encoder, options)
+
+
+def _require_ordinary(directory: Path, manifest: ModelManifest) -> None:
+    """Raises `ModelFileError` for an adapter that vLLM cannot add."""
+    activated = read_lora(directory / CONFIG_NAME).get("alora_invocation_tokens") is not None
+    if activated or NUMBERS_NAME in manifest.files:
+        raise ModelFileError(
+            f"{directory} is an activated adapter, whose branches and numbers have no place in"
+            " vLLM's requests: unset VLLM_URL, or train one with adapter.kind = 'ordinary'"
+        )

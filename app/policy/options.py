@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -45,7 +45,8 @@ class BackendOptions:
         with OVERLOADED at once.
     elsewhere : loads versions whose weights another process of ours runs; None runs them here.
     vllm_url : the server that runs the weights; None runs them in this process.
-    vllm_model : the model's name there; None is the directory as it was given.
+    vllm_names : names there, by a version's directory; one that is not in it goes by the directory
+        as it was given, an adapter by its version.
     """
 
     roots: Sequence[Path] = ()
@@ -59,7 +60,7 @@ class BackendOptions:
     max_queue: int = 64
     elsewhere: Loader | None = None
     vllm_url: str | None = None
-    vllm_model: str | None = None
+    vllm_names: Mapping[Path, str] = field(default_factory=dict)
     telemetry: Telemetry = UNOBSERVED
 
 

@@ -239,7 +239,7 @@ class Peers:
         log = self._home / "vllm.log"
         server = vllm_server(environment, self._model, self._threads, log)
         running = self._stack.enter_context(server)
-        options = replace(self._options, vllm_url=running.url, vllm_model="advisor")
+        options = replace(self._options, vllm_url=running.url, vllm_names={self._model: "advisor"})
         labels = reading(self._policy(options, self._model))
         self._add("vLLM, labels", labels, running.cpu_s, exact)
         self._add("vLLM, JSON", chatting(self._client, running.url), running.cpu_s, exact)

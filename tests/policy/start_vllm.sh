@@ -3,7 +3,7 @@
 # older FastAPI than ours), serves the imported model, waits, tests, stops.
 #
 # vLLM answers /v1/systemone for a few kinds of models, to which ours does not belong: a second server on the next port
-# serves a small one of random weights there.
+# serves a small one of random weights there. The first one adds two adapters to its model.
 #
 # usage: tests/policy/start_vllm.sh [MODEL_DIRECTORY]
 #   PYTHON      interpreter with this project's dev dependencies (default .venv/bin/python)
@@ -103,12 +103,14 @@ for address in "$url" "$decisions"; do
     exit 2
   fi
 done
-small=$(mktemp -d)
-trap 'stop; rm -rf "$small"' EXIT
+small=$(mktemp -d) adapters=$(mktemp -d)
+trap 'stop; rm -rf "$small" "$adapters"' EXIT
 trap 'exit 130' INT TERM
 "$python" -m tests.policy.decision_model "$model" "$small"
 # What is compiled answers faster, and starts minutes later.
 start "$decisions" "$small" --enforce-eager
-start "$url" "$model" --enforce-eager
-REAL_VLLM_URL=$url REAL_SYSTEMONE_URL=$decisions VLLM_MODEL_DIRECTORY=$model "$python" -m pytest -s -m vllm \
+"$python" -m tests.policy.ordinary_adapters "$model" "$adapters" ordinary-1 ordinary-2
+start "$url" "$model" --enforce-eager --enable-lora --max-loras 2 \
+  --lora-modules "ordinary-1=$adapters/ordinary-1" "ordinary-2=$adapters/ordinary-2"
+VLLM_ADAPTERS=$adapters REAL_VLLM_URL=$url REAL_SYSTEMONE_URL=$decisions VLLM_MODEL_DIRECTORY=$model "$python" -m pytest -s -m vllm \
   tests/policy/test_vllm_real.py tests/service/advising/test_panel.py tests/service/api/test_decision_models.py

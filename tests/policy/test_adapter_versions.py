@@ -22,6 +22,8 @@ from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.policy import TransformersPolicy
 from app.policy.options import BackendOptions
 from app.policy.versions.store import find_base, find_version, read_manifest
+from app.policy.vllm import VllmPolicy
+from tests.policy.model_server import Server
 from tests.policy.peft_reading import TEXTS, assert_agree, change_config, ids_of, peft_says
 from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model, write_manifest
 
@@ -159,11 +161,6 @@ def test_an_ordinary_adapter_that_spoils_its_base_is_refused(
         served(store, "v3")
 
 
-def test_vllm_takes_no_adapter(store: Path) -> None:
-    with pytest.raises(ModelFileError, match="vLLM takes whole models"):
-        backends(store, vllm_url="http://127.0.0.1:8000").load(store / "v1")
-
-
 def test_the_manifest_of_a_whole_model_is_hashed_as_before_and_an_adapter_is_no_base(
     store: Path,
 ) -> None:
@@ -187,3 +184,45 @@ def test_weights_not_the_name_or_the_day_make_a_base(store: Path, tmp_path: Path
         save_tiny_model(elsewhere / "same"), "imported-later", provenance={"day": "another"}
     )
     assert find_base(adapter.base, [elsewhere])[0] == elsewhere / "same"
+
+
+async def test_vllm_is_asked_for_ordinary_adapters_by_their_versions(
+    store: Path, tiny: LabelReader
+) -> None:
+    """As it serves them with `--lora-modules v3=... v4=...`; MODEL alone may go by another name."""
+    base = read_manifest(store / "a-base" / "manifest.json")
+    write_manifest(save_adapter(store / "v4", tiny.model, None, 4), "v4", base)
+    server = Server()
+    server.reads = lambda request: {
+        f"token_id:{number}": -2.5 for number in request["logprob_token_ids"]
+    }
+    named = {store / "a-base": "advisor"}
+    over = backends(store, vllm_url=server.url, vllm_names=named)
+    for directory in ("a-base", "v3", "v4"):
+        policy = over.load(store / directory)
+        assert isinstance(policy, VllmPolicy)
+        await policy.decide(PROMPTS[1], time.monotonic() + 60)
+        await policy.aclose()
+    assert [request["model"] for _, _, request in server.requests] == ["advisor", "v3", "v4"]
+    prompts = [request["prompt"] for _, _, request in server.requests]
+    assert prompts[0] == prompts[1] == prompts[2]
+    server.close()
+
+
+def test_vllm_is_given_no_activated_adapter_and_none_over_another_base(store: Path) -> None:
+    over = backends(store, vllm_url="http://127.0.0.1:8000")
+    with pytest.raises(ModelFileError, match="v1 is an activated adapter, whose branches"):
+        over.load(store / "v1")
+    change_config(use_dora=True)(store / "v3")
+    with pytest.raises(ManifestMismatch, match="bytes differ from the manifest"):
+        over.load(store / "v3")
+    write_manifest(store / "v3", "v3", read_manifest(store / "a-base" / "manifest.json"))
+    with pytest.raises(ModelFileError, match="use_dora not supported"):
+        over.load(store / "v3")
+    change_config(use_dora=None)(store / "v3")
+    write_manifest(store / "v3", "v3", read_manifest(store / "a-base" / "manifest.json"))
+    over.load(store / "v3")
+    with (store / "a-base" / "config.json").open("a") as config:
+        config.write(" ")
+    with pytest.raises(ManifestMismatch, match=r"bytes differ from the manifest: config\.json"):
+        over.load(store / "v3")

@@ -7,7 +7,7 @@ them. An *ordinary* one works on every token; it is merged into a copy of the ba
 a model like any other.
 
 Importing PEFT takes eight seconds of CPU. What is read here is what can be checked whole: a
-low-rank term on linear layers. Any option that would change the arithmetic is refused.
+low-rank term on linear layers.
 """
 
 from __future__ import annotations
@@ -26,40 +26,11 @@ from app.domain.model.prompt import Prompt, without
 from app.domain.scenario import Scenario
 from app.policy.in_process.numbers import Numbers
 from app.policy.in_process.tensors import read_tensors
-from app.policy.versions.files import read_object, some_of
+from app.policy.versions.files import some_of
+from app.policy.versions.lora import CONFIG_NAME, read_lora
 
-CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _TENSOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
-_READ = {
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "target_modules",
-    "alora_invocation_tokens",
-    "bias",
-    "task_type",
-}
-_WITHOUT_EFFECT = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "exclude_modules",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_dropout",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-}
-"""They choose modules (the tensors' names tell which), matter in training only, or say who wrote
-it."""
-_PLAIN_STARTS = (True, False, "gaussian")
-"""Ways to start a training that leave the base model's weights as they are; others change them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +66,7 @@ class Adapter:
         ModelFileError : another kind of adapter, an option that is not supported, another tail, or
             tensors that do not fit the configuration or the model.
         """
-        config = _read_config(directory / CONFIG_NAME)
+        config = read_lora(directory / CONFIG_NAME)
         woken_by = config.get("alora_invocation_tokens")
         if woken_by is not None and tuple(woken_by) != tail:
             raise ModelFileError(
@@ -125,39 +96,6 @@ class Adapter:
             for name, delta in self.deltas.items():
                 weight = model.get_submodule(name).weight
                 weight += (delta.up @ delta.down).to(weight.dtype)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The configuration, when this module can do all that it asks for."""
-    config = read_object(path)
-    if config.get("peft_type") != "LORA":
-        kind = config.get("peft_type")
-        raise ModelFileError(f"{path}: peft_type is {kind!r}; only LORA is supported")
-    asked = {key for key, value in config.items() if value} - _READ - _WITHOUT_EFFECT
-    if config.get("bias", "none") != "none":
-        asked.add("bias")
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        asked.add("init_lora_weights")
-    if asked:
-        raise ModelFileError(
-            f"{path}: {', '.join(sorted(asked))} not supported: train a plain LoRA on linear layers"
-        )
-    rank, alpha, tokens = (
-        config.get("r"),
-        config.get("lora_alpha"),
-        config.get("alora_invocation_tokens"),
-    )
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ModelFileError(f"{path}: r is {rank!r}, not a rank")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise ModelFileError(f"{path}: lora_alpha is {alpha!r}, not a number")
-    if tokens is not None and not (
-        isinstance(tokens, list) and all(isinstance(token, int) for token in tokens)
-    ):
-        raise ModelFileError(
-            f"{path}: alora_invocation_tokens is {tokens!r}, not a list of token ids"
-        )
-    return config
 
 
 def _deltas(
