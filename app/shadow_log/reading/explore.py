@@ -84,7 +84,7 @@ class Filters:
         return _given(wanted)
 
     def conditions(self) -> tuple[list[str], dict[str, Any]]:
-        """SQL over `shadow_comparison s`, and its values; without those of time."""
+        """SQL over `comparisons s`, and its values; without those of time."""
         wanted: list[tuple[str, str, Any]] = [
             ("s.symbol = :symbol", "symbol", self.symbol),
             ("s.model_version = :version", "version", self.version),
@@ -192,7 +192,7 @@ class Explorer:
         rows = await self._ask(
             f"""
             SELECT s.*, {EARNED}
-            FROM (SELECT * FROM shadow_comparison WHERE {_all(within)}
+            FROM (SELECT * FROM comparisons WHERE {_all(within)}
                   ORDER BY as_of DESC, decision_id DESC
                   FETCH FIRST {self._looked_at} ROWS WITH TIES) s
             WHERE {_all(conditions)} ORDER BY s.as_of DESC, s.decision_id DESC LIMIT :size
@@ -323,9 +323,9 @@ class Explorer:
         return row
 
     async def comparison(self, decision_id: UUID, as_of: datetime) -> list[Row]:
-        """One decision as `shadow_comparison` has it: a row per version, the primary first."""
+        """One decision as `comparisons` has it: a row per version, the primary first."""
         return await self._ask(
-            f"SELECT s.*, {EARNED} FROM shadow_comparison s"
+            f"SELECT s.*, {EARNED} FROM comparisons s"
             " WHERE s.decision_id = :id AND s.as_of = :as_of"
             " ORDER BY (s.role = 'primary') DESC, s.model_version",
             {"id": decision_id, "as_of": as_of},
@@ -387,7 +387,7 @@ class Explorer:
                 LIMIT :size
             )
             SELECT s.*, {EARNED}, n.distance FROM nearest n
-            JOIN shadow_comparison s ON s.decision_id = n.decision_id AND s.as_of = n.as_of
+            JOIN comparisons s ON s.decision_id = n.decision_id AND s.as_of = n.as_of
             WHERE s.role = 'primary'
             ORDER BY n.distance, n.as_of DESC
             """,

@@ -633,6 +633,12 @@ async def test_what_a_version_foretold_is_shown_with_its_decision(site: Site) ->
     shown = (await site.get(f"/ui/decisions/{event.key}")).text
     assert '<td class="n">25.0 %</td><td class="n">30.0 %</td>' in shown
     assert "What versions foretold" in shown
+    [row] = csv.DictReader(io.StringIO((await site.get("/ui/decisions.csv")).text))
+    assert (row["win_probability"], row["stopped_probability"]) == ("0.25", "0.3")
+    expected = float(row["expected_r"])
+    assert expected < 0
+    listed = (await site.get("/ui/decisions")).text
+    assert f'<td class="n">{expected:+.2f}</td>\n<td class="codes">' in listed
 
 
 @pytest.mark.parametrize("edge", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
