@@ -6,15 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
-from uuid import UUID
 
 from app.domain.canonical import DEFAULT_PRINCIPAL
 from app.domain.errors import InvalidRecord
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Decision
+from app.domain.record.event import AgentActionReport, CorrectableReport
 from app.domain.record.ledger import (
     OPEN_FOR,
+    Closed,
     Offer,
+    Opened,
     came_late,
     closed,
     completed,
@@ -89,29 +91,37 @@ class Accounts:
             return scenario
         return scenario.model_copy(update={"account": account})
 
-    async def acted(self, decision_id: UUID, trader: Trader, action: AgentAction) -> None:
-        """An agent told its action: a trade, or none."""
-        if self._live and not trader.replayed:
-            now = self._now()
-            trade = opened(action, trader.offer, trader.happened(now))
-            await self._journal.note(Entry(trader.principal, str(decision_id), now, trade))
+    def concerns(self, report: CorrectableReport) -> bool:
+        """Whether it tells of the agent's own trade in the live account. What was simulated does
+        not."""
+        if isinstance(report, AgentActionReport):
+            return self._live
+        own = report.outcome.arm is Arm.AGENT and report.outcome.source is OutcomeSource.REPORTED
+        return own and self._live
 
-    async def ended(self, decision_id: UUID, trader: Trader, outcome: Outcome) -> None:
-        """An agent told how its own trade ended. What was simulated is no report of it."""
-        own = outcome.arm is Arm.AGENT and outcome.source is OutcomeSource.REPORTED
-        if not own or not self._live or trader.replayed:
+    async def told(self, trader: Trader, report: CorrectableReport) -> None:
+        """Take in what an agent reported: its action, a trade or none, or how its trade ended."""
+        if trader.replayed or not self.concerns(report):
             return
-        now = self._now()
+        at = trader.happened(report.recorded_at)
+        if isinstance(report, AgentActionReport):
+            what: Opened | Closed | None = opened(report.action, trader.offer, at)
+        else:
+            trade = await self._trade(trader.principal, str(report.decision_id))
+            made = trade or opened(AgentAction(decision=True), trader.offer, at)
+            what = closed(report.outcome, made, at)
+        known, arrival = str(report.decision_id), report.arrival or 0
+        entry = Entry(trader.principal, known, report.recorded_at, what, arrival)
+        await self._journal.note(entry)
+
+    async def _trade(self, principal: str, decision: str) -> Opened | None:
+        """The trade that is known of a decision."""
         try:
-            notes = await self._journal.ledger_of(trader.principal) or {}
+            notes = await self._journal.ledger_of(principal) or {}
         except InvalidRecord:
-            notes = {}
-        note = notes.get(str(decision_id))
-        trade = None if note is None else note.opened
-        at = trader.happened(now)
-        trade = trade or opened(AgentAction(decision=True), trader.offer, at)
-        end = closed(outcome, trade, at)
-        await self._journal.note(Entry(trader.principal, str(decision_id), now, end))
+            return None
+        note = notes.get(decision)
+        return None if note is None else note.opened
 
     async def recorded(self) -> list[Entry]:
         """The ledger as the record has it. Raises `ShadowLogUnavailable`."""
@@ -125,10 +135,12 @@ class Accounts:
             if row["action"] is not None:
                 at = trader.happened(row["acted_at"])
                 trade = opened(AgentAction.from_json(row["action"]), offer, at)
-                entries.append(Entry(whose, known, row["acted_at"], trade))
+                arrival = row["action_arrival"] or 0
+                entries.append(Entry(whose, known, row["acted_at"], trade, arrival))
             if row["outcome"] is not None:
                 at = trader.happened(row["ended_at"])
                 made = trade or opened(AgentAction(decision=True), offer, at)
                 end = closed(Outcome.from_json(row["outcome"]), made, at)
-                entries.append(Entry(whose, known, row["ended_at"], end))
+                arrival = row["outcome_arrival"] or 0
+                entries.append(Entry(whose, known, row["ended_at"], end, arrival))
         return entries

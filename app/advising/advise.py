@@ -11,7 +11,6 @@ from uuid import UUID
 
 import structlog
 
-from app.advising.accounts import Trader
 from app.advising.controls import Controls
 from app.advising.panel import Panel
 from app.advising.records import Records
@@ -126,16 +125,12 @@ class Advisor:
             decision = self._conclude(incoming, models, prompt, readings, seconds)
         decision = await self._settled(incoming, models, decision, readings, seconds)
         with timed(self._telemetry, Stage.JOURNAL, {}):
-            receipt = await self._records.append(Event.of_decision(decision))
+            receipt = await self._records.keep(decision)
         if receipt.repeated:
             return await self._stored(incoming)
         self._telemetry.decided(decision)
         self._records.remember(decision)
         self._panel.offer(decision)
-        if decision.control is not None:
-            await self._records.accounts.acted(
-                decision.decision_id, Trader.of(decision), decision.control
-            )
         return Answer(
             decision, receipt.target, False, await self._explain(incoming, models, decision)
         )

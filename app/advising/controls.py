@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
@@ -139,14 +138,17 @@ class Controls:
     async def start(self) -> None:
         """Learn the state: the newer of the stream's and the spool's, else the last change in
         Postgres, else ACTIVE on a new installation. While nobody can tell it, it is HALTED."""
+        before = self.change
         try:
             stored, shared = await self._learn()
         except (JournalUnavailable, ShadowLogUnavailable, InvalidRecord) as error:
-            self._unknown(str(error))
-            self._unreadable = isinstance(error, InvalidRecord)
+            if self.change is before:
+                self._unknown(str(error))
+                self._unreadable = isinstance(error, InvalidRecord)
             return
         self._told, self._unreadable = "", False
-        self._enter(stored, shared=shared)
+        if self.change is before:  # What was entered meanwhile may be newer than what was learned.
+            self._enter(stored, shared=shared)
 
     async def _learn(self) -> tuple[StateChange | None, bool]:
         """The state's last change, and whether all replicas can know it.
@@ -174,8 +176,9 @@ class Controls:
         self._telemetry.state_entered(self.state)
 
     async def set_state(self, change: StateChange) -> Receipt:
-        """Record a change, then enter it: the newest, whatever the clock says. HALTED takes effect
-        here even when nothing could be recorded."""
+        """Record a change, then enter it: the newest, whatever the clock says. Of two at once the
+        newer is in force everywhere, as in the record. HALTED takes effect here even when nothing
+        could be recorded."""
         change = change.after(self.change)
         halting = change.state is TradingState.HALTED
         if halting:
@@ -183,9 +186,12 @@ class Controls:
         told = asyncio.create_task(self._tell(change, False)) if halting else None
         try:
             async with self._changing:
-                with suppress(JournalUnavailable, InvalidRecord):
+                unknown = False
+                try:
                     change = change.after(await self._journal.get_state())
-                receipt = await self._journal.set_state(change)
+                except (JournalUnavailable, InvalidRecord):
+                    unknown = True
+                receipt = await self._journal.set_state(change, whatever_lives=unknown)
                 shared = receipt.target == "stream"
                 self.follow(
                     Entered(change, shared)
@@ -197,7 +203,8 @@ class Controls:
         return receipt
 
     async def _tell(self, change: StateChange, shared: bool) -> None:
-        await self._siblings.tell(Entered(change, shared), lasting=True)
+        order = change.recorded_at.isoformat(timespec="microseconds")
+        await self._siblings.tell(Entered(change, shared), lasting=order)
 
     def follow(self, entered: Entered) -> None:
         """Enter what a process beside this one entered, as it did; of two changes the newer."""
@@ -319,7 +326,14 @@ class Controls:
             self._take({each.profile: each for each in newest})
 
     def _take(self, adoptions: dict[str, Adoption]) -> None:
-        before, self._adoptions = self._adoptions, adoptions
+        """Let these judge, but for those after which another one was taken meanwhile."""
+        before = self._adoptions
+        adoptions = before | {
+            profile: each
+            for profile, each in adoptions.items()
+            if profile not in before or before[profile].id <= each.id
+        }
+        self._adoptions = adoptions
         if self._kept is not None:
             keep_adoptions(self._kept, adoptions)
         self._enforce()
@@ -403,12 +417,15 @@ class Controls:
             if self._unreadable:
                 raise InvalidRecord(self._told)
             return
+        before = self.change
         try:
             stored = await self._journal.get_state()
         except JournalUnavailable:
             # The stream is away: /readyz says so, and the state in force stays.
             return
         if stored is None or (self._shared and stored == self.change):
+            return
+        if self.change is not before:  # Entered since the stream was asked: the next look decides.
             return
         # The stream's order counts, not the replicas' clocks; only what it does not have yet goes
         # by its time.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import datetime
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
@@ -100,6 +101,20 @@ class Records:
             raise
         if not receipt.repeated:
             self._telemetry.appended(receipt.target)
+        return receipt
+
+    async def keep(self, decision: Decision) -> Receipt:
+        """Make a decision durable, and take a control that came along into the accounts. Raises as
+        `append`."""
+        event, control = Event.of_decision(decision), decision.control
+        if control is None:
+            return await self.append(event)
+        _, report = reported(control, decision.decision_id, decision.received_at, None)
+        async with self._noted(event.key, report) as noted:
+            receipt = await self.append(event)
+            if not receipt.repeated:
+                await self.accounts.told(Trader.of(decision), report)
+            noted()
         return receipt
 
     async def asked_at(self, decision_id: UUID) -> datetime | None:
@@ -254,13 +269,10 @@ class Records:
         """
         await self._require(decision_id)
         placed = await self._placed(action, decision_id, by)
-        receipt = await self._append_report(Event.of_report(EventKind.AGENT_ACTION, placed))
-        if not receipt.repeated:
-            recent = await self._comparable(decision_id)
-            if recent is not None:
-                await self.accounts.acted(decision_id, recent.trader, action)
-                first = placed.arrival == 1 and not recent.controlled
-                self._compare(decision_id, recent, action, first=first)
+        receipt, recent = await self._take_report(EventKind.AGENT_ACTION, placed)
+        if recent is not None:
+            first = placed.arrival == 1 and not recent.controlled
+            self._compare(decision_id, recent, action, first=first)
         return receipt
 
     async def advised_late(self, decision: Decision, late: LateAdvice) -> None:
@@ -286,12 +298,39 @@ class Records:
         """Record what became of one arm. Raises as `report_action`."""
         await self._require(decision_id)
         placed = await self._placed(outcome, decision_id, by)
-        receipt = await self._append_report(Event.of_report(EventKind.OUTCOME, placed))
-        if not receipt.repeated:
-            recent = await self._comparable(decision_id)
-            if recent is not None:
-                await self.accounts.ended(decision_id, recent.trader, outcome)
+        receipt, _ = await self._take_report(EventKind.OUTCOME, placed)
         return receipt
+
+    async def _take_report(
+        self, kind: EventKind, report: CorrectableReport
+    ) -> tuple[Receipt, _Recent | None]:
+        """Make it durable and take it into the accounts, with what is known of its decision; of a
+        repeat nothing. Where it is not known whose account it is, or the caller goes away before
+        that is, accounts are told by the record."""
+        event = Event.of_report(kind, report)
+        async with self._noted(event.key, report) as noted:
+            receipt = await self._append_report(event)
+            if receipt.repeated:
+                noted()
+                return receipt, None
+            recent = await self._comparable(report.decision_id)
+            if recent is not None:
+                await self.accounts.told(recent.trader, report)
+                noted()
+        return receipt, recent
+
+    @asynccontextmanager
+    async def _noted(
+        self, key: str, report: CorrectableReport
+    ) -> AsyncIterator[Callable[[], None]]:
+        """Within it an event that tells of a trade is made durable, and the accounts are told: who
+        has done so says so. Else, whatever happened, the record is to tell them."""
+        done = asyncio.Event()
+        try:
+            yield done.set
+        finally:
+            if not done.is_set() and self.accounts.concerns(report):
+                await self._journal.lack(key)
 
     async def repeats(
         self, decision_id: UUID, said: AgentAction | Outcome, by: str | None = None

@@ -73,11 +73,10 @@ def migrate(as_json: AsJson = False) -> None:
     ADVISOR_WRITER_PASSWORD, ADVISOR_READER_PASSWORD and ADVISOR_ANALYST_PASSWORD, where they are
     set. Refused while processes run that the new schema would break."""
     from app.shadow_log.schema.logins import give_logins
-    from app.shadow_log.schema.migrate import current, require_stopped, upgrade
+    from app.shadow_log.schema.migrate import current, upgrade
 
     settings = read_settings()
     url = database_url(settings, owner=True)
-    require_stopped(url)
     upgrade(url)
     give_logins(url, settings.logins)
     if as_json:

@@ -28,7 +28,7 @@ def pair_of(symbol: str) -> str:
     return "".join(c for c in symbol.partition(":")[0] if c not in "/-_").casefold()
 
 
-LARGEST = 1e18
+LARGEST, SMALLEST = 1e18, 1e-18
 """Of whatever an exchange counts, in whatever unit; far from where arithmetic ends. What came in
 before this was asked stays as it is."""
 

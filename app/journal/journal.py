@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ from app.journal.stream import (
     MemoryReplaced,
     Place,
     Receipt,
-    StreamId,
     StreamJournal,
     state_change,
 )
@@ -121,9 +121,12 @@ class Journal:
         self._owed: set[str] = set()
         """Reports on disk of which the ledger may have no note: until the record tells them, it
         tells nothing."""
-        self._noted_after: tuple[str, StreamId] | None = None
+        self._noted_after: tuple[str, ledger.StreamId] | None = None
         """A memory, and a place in its stream: reports behind it are noted, of the others the
         record tells."""
+        self._others_wait = False
+        """Whether another process that shares the spool's directory has events on it, of which the
+        ledger may have no note."""
         self.reachable = True
         """Whether the stream answered last. While it does not, what was written to it cannot be
         found."""
@@ -157,7 +160,7 @@ class Journal:
             self._leave(error)
         if unusable is not None:
             log.error("the spool cannot be used", error=str(unusable))
-        self._owe()
+        self._owe(self._reports_on_disk())
         self._supervisor.start(Task.SPOOL_DRAIN, self._look_after, every_s=self._retry_s)
 
     async def append(self, event: Event, *, anew: bool = False) -> Receipt:
@@ -244,7 +247,7 @@ class Journal:
         self._unnoted[entry.principal, entry.field] = entry
         if len(self._unnoted) > REMEMBERED:
             self._unnoted.popitem(last=False)
-            self._owe()
+            self._owe(self._reports_on_disk())
         await self.settle_notes()
 
     async def settle_notes(self) -> None:
@@ -261,7 +264,8 @@ class Journal:
     async def ledger_of(self, principal: str) -> dict[str, Note] | None:
         """What a principal reported of its trades, by decision; None while this cannot be told as a
         whole."""
-        if not self.reachable or self.memory is None or self._unnoted or self._owed:
+        waits = self._unnoted or self._owed or self._others_wait
+        if not self.reachable or self.memory is None or waits:
             return None
         try:
             notes = await self._stream.ledger().of(principal)
@@ -279,18 +283,31 @@ class Journal:
         if not self.reachable or self.memory is None:
             return
         memory, kept = self.memory.identity, self._stream.ledger()
-        if self._filled == memory and await kept.whole():
+        lacks = await kept.lacks()
+        if self._filled == memory and lacks is None and await kept.whole():
             return
         holds_all = await self._record_holds_all(memory)
+        has_told = lacks is not None and await self._has_left(lacks)
         await kept.fill(await recorded())
+        if lacks is not None and has_told:
+            await kept.lacks_no_more(lacks)
         if holds_all:
             self._filled = memory
             self._owed.clear()
 
-    def _owe(self) -> None:
-        """The reports that wait on disk are told to the ledger by the record, once it has them."""
+    async def lack(self, key: str) -> None:
+        """Of a report that was taken, by its event's key, nothing could be noted: no process tells
+        its ledger until the record has told it."""
+        self._owe({key})
+        if not self.reachable or self.memory is None:
+            return
+        with suppress(JournalUnavailable):  # `fill_ledger` says so later.
+            await self._record_holds_all(self.memory.identity)
+
+    def _owe(self, reports: set[str]) -> None:
+        """These are told to the ledger by the record, once it has them."""
         self._filled = None
-        self._owed = self._reports_on_disk()
+        self._owed |= reports
         self._noted_after = None
 
     def _reports_on_disk(self) -> set[str]:
@@ -302,19 +319,26 @@ class Journal:
         if self._owed & self._reports_on_disk():
             return False
         ends = await self._stream.ends()
-        if ends is None:
-            return True
-        oldest, newest = ends
         if self._noted_after is None or self._noted_after[0] != memory:
+            newest = (0, 0) if ends is None else ends[1]
+            if self._owed:
+                await self._stream.ledger().lack(newest)
             self._noted_after = memory, newest
-        return oldest > self._noted_after[1]
+        return ends is None or ends[0] > self._noted_after[1]
 
-    async def set_state(self, change: StateChange) -> Receipt:
+    async def _has_left(self, place: ledger.StreamId) -> bool:
+        """Whether all up to this place has left the stream."""
+        ends = await self._stream.ends()
+        return ends is None or ends[0] > place
+
+    async def set_state(self, change: StateChange, *, whatever_lives: bool = False) -> Receipt:
         """Record a change of state and make it the live one for all replicas (when drained, if
-        spooled)."""
+        spooled), unless a newer one is; or whatever is, where the caller could not tell."""
         return await self._append(
             Event.of_state_change(change),
-            lambda event, _: self._stream.set_state(change, event.link),
+            lambda event, _: self._stream.set_state(
+                change, event.link, whatever_lives=whatever_lives
+            ),
         )
 
     async def get_state(self) -> StateChange | None:
@@ -388,7 +412,11 @@ class Journal:
         for seq in list(self._unused):
             await self._stream.leave(self._unsettled[seq]._replace(fate=Fate.WITHDRAWN))
             del self._unused[seq], self._unsettled[seq]
-        for segment in await self._spool.segments():
+        known = self._reports_on_disk()
+        segments = await self._spool.segments()
+        if adopted := self._reports_on_disk() - known:
+            self._owe(adopted)
+        for segment in segments:
             events = await self._spool.events(segment)
             if self.durable is False and not await self._stored(events):
                 await self._lend(segment, events)
@@ -471,6 +499,7 @@ class Journal:
         """Reach the stream, for the first time or again."""
         await self._stream.ping()
         await self._look()
+        self._others_wait = await self._spool.others_wait()
         self.reachable = True
 
     async def _look(self) -> None:
@@ -500,6 +529,7 @@ class Journal:
             else:
                 await self._look()
             await self.drain()
+            self._others_wait = await self._spool.others_wait()
             self._told = ""
         except JournalUnavailable as error:
             if isinstance(error, MisplacedKey) and error.key in NEEDED:

@@ -16,7 +16,7 @@ import orjson
 from app.domain.errors import InvalidRecord
 from app.domain.record.ledger import Closed, Note, Opened
 
-LEDGER = "advisor:ledger"
+LEDGER, LACKS = "advisor:ledger", "advisor:ledger-lacks"
 TTL_S = 30 * 86_400
 MOST = 512
 """Notes of one principal, from which on those that are not open are forgotten, the oldest first."""
@@ -25,26 +25,36 @@ MOST_FIELDS, LOOK_EVERY = 4 * MOST, 64
 one that never asks for what is in them."""
 NOTE = """
 local there = redis.call('HGET', KEYS[1], ARGV[1])
-if not there or string.sub(there, 1, 20) <= string.sub(ARGV[2], 1, 20) then
+if not there or string.sub(there, 1, 31) <= string.sub(ARGV[2], 1, 31) then
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 end
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return redis.call('HLEN', KEYS[1])
 """
-"""Key: a principal's ledger. Arguments: a field, a value that begins with its time in microseconds,
-of fixed width, so that the newer of two stays; seconds to keep it. Returns how many fields there
-are."""
+"""Key: a principal's ledger. Arguments: a field, a value that begins with its arrival and its time
+in microseconds, of fixed width, so that the newer of two stays, and no clock decides where
+arrivals do; seconds to keep it. Returns how many fields there are."""
+LACK = """
+local there = redis.call('GET', KEYS[1])
+if not there or there < ARGV[1] then redis.call('SET', KEYS[1], ARGV[1]) end
+"""
+TOLD = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 Run = Callable[..., Awaitable[Any]]
+StreamId = tuple[int, int]
+"""An event's place in the stream: milliseconds of the stream's clock, and a number; they only
+grow."""
 
 
 class Entry(NamedTuple):
-    """One report of a principal on a decision: that it opened a trade, or none, or how it ended."""
+    """One report of a principal on a decision: that it opened a trade, or none, or how it ended.
+    `arrival` is its place among those on the same subject; 0 where it has none."""
 
     principal: str
     decision_id: str
     told_at: datetime
     what: Opened | Closed | None
+    arrival: int = 0
 
     @property
     def field(self) -> str:
@@ -56,7 +66,7 @@ class Entry(NamedTuple):
         """As it is kept."""
         micros = int(self.told_at.timestamp() * 1_000_000)
         document = None if self.what is None else self.what.as_json()
-        return f"{micros:020d} ".encode() + orjson.dumps(document)
+        return f"{self.arrival:010d} {micros:020d} ".encode() + orjson.dumps(document)
 
 
 class Ledger:
@@ -97,8 +107,9 @@ class Ledger:
             await self._run("HDEL", self._key(principal), *fields)
 
     async def of(self, principal: str) -> dict[str, Note] | None:
-        """A principal's notes by decision; None while the ledger is not whole."""
-        return await self._notes(principal) if await self.whole() else None
+        """A principal's notes by decision; None while the ledger is not whole, or lacks one."""
+        whole = await self.whole() and await self.lacks() is None
+        return await self._notes(principal) if whole else None
 
     async def _notes(self, principal: str) -> dict[str, Note]:
         """Those that are there. Raises `InvalidRecord`."""
@@ -119,15 +130,41 @@ class Ledger:
             await self.note(entry)
         await self._run("SET", f"{LEDGER}:{self._memory}", "whole")
 
+    async def lack(self, place: StreamId) -> None:
+        """Of a report up to this place in the stream it has no entry: for nobody it is whole, until
+        the record has told what came up to there."""
+        await self._run("EVAL", LACK, 1, self._lacks, _written(place))
+
+    async def lacks(self) -> StreamId | None:
+        """Up to which place in the stream it lacks an entry; None where it lacks none."""
+        place = await self._run("GET", self._lacks)
+        if place is None:
+            return None
+        milliseconds, _, number = place.partition(b"-")
+        return int(milliseconds), int(number)
+
+    async def lacks_no_more(self, place: StreamId) -> None:
+        """It has taken in from the record what came up to there."""
+        await self._run("EVAL", TOLD, 1, self._lacks, _written(place))
+
+    @property
+    def _lacks(self) -> str:
+        return f"{LACKS}:{self._memory}"
+
     def _key(self, principal: str) -> str:
         return f"{LEDGER}:{self._memory}:{principal}"
 
 
+def _written(place: StreamId) -> str:
+    """So that later ones are greater as text, too."""
+    return "-".join(f"{part:020d}" for part in place)
+
+
 def _add(notes: dict[str, Note], field: str, value: bytes) -> None:
     decision, _, kind = field.rpartition(":")
-    micros, _, document = value.partition(b" ")
-    told_at = datetime.fromtimestamp(int(micros) / 1_000_000, UTC)
     try:
+        _, micros, document = value.split(b" ", 2)
+        told_at = datetime.fromtimestamp(int(micros) / 1_000_000, UTC)
         what = orjson.loads(document)
     except ValueError as error:
         raise InvalidRecord(f"the ledger cannot be read: {error}") from error

@@ -123,6 +123,11 @@ class Spool:
         self._places = adopted | self._places
         return sorted(self._closed, key=lambda segment: segment.path.name)
 
+    async def others_wait(self) -> bool:
+        """Whether processes that share the directory have events in it. Raises
+        `JournalUnavailable`."""
+        return await self._in_thread(self._others_wait)
+
     async def events(self, segment: Segment) -> list[Event]:
         """All events of a segment, in order."""
         return [line.event for line in await self._in_thread(lambda: self._read(segment))]
@@ -270,6 +275,10 @@ class Spool:
     def _bytes(self) -> int:
         return sum(segment.size for segment in self._mine())
 
+    def _others_wait(self) -> bool:
+        mine = {segment.path for segment in self._mine()}
+        return any(_size(path) for path in set(self._directory.glob(f"*{SUFFIX}")) - mine)
+
     def _close_active(self) -> None:
         if self._active is not None:
             self._closed.append(self._active)
@@ -304,3 +313,11 @@ def _repeats(event: Event, claim: str) -> bool:
             f"{event.kind.value} {event.key} was recorded before with other content"
         )
     return True
+
+
+def _size(path: Path) -> int:
+    """Of a segment; 0 of one that was drained just now."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

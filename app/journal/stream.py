@@ -44,7 +44,7 @@ from app.journal.keys import (
     misplaced,
     of_other_type,
 )
-from app.journal.ledger import Ledger
+from app.journal.ledger import Ledger, StreamId
 from app.journal.packing import packed, unpacked
 from app.telemetry import UNOBSERVED, Task, Telemetry
 
@@ -54,9 +54,6 @@ MAX_BATCH = 128
 MANY = 1_000
 """Events that wait, from which on payloads are packed: no time is spent on it as long as a writer
 takes them at once."""
-StreamId = tuple[int, int]
-"""An event's place in the stream: milliseconds of the stream's clock, and a number; they only
-grow."""
 KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3}
 """A host that vanished is noticed within some ten seconds also where nothing is being sent."""
 
@@ -408,10 +405,14 @@ class StreamJournal:
         _require_same_claim(event, known)
         return Receipt("stream", new != _NEW, moved=new == _MOVED)
 
-    async def set_state(self, change: StateChange, link: Link | None = None) -> Receipt:
-        """Record a change of state and make it the live one, in one step."""
+    async def set_state(
+        self, change: StateChange, link: Link | None = None, *, whatever_lives: bool = False
+    ) -> Receipt:
+        """Record a change of state and make it the live one, in one step; unless a newer one lives,
+        or `whatever_lives`."""
         event = Event.of_state_change(change)._replace(link=link)
-        new, _ = await self._append(event, _state_value(change), "always")
+        when = "always" if whatever_lives else "newer"
+        new, _ = await self._append(event, _state_value(change), when)
         return Receipt("stream", new != _NEW)
 
     async def restore(self, event: Event) -> None:

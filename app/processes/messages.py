@@ -25,10 +25,10 @@ class Stop(NamedTuple):
 
 class Told(NamedTuple):
     """What happened in one process, and holds for all. `lasting`: whoever starts later is told, as
-    long as nothing newer of that kind was."""
+    long as nothing of that kind with a greater one was; empty: nobody is."""
 
     what: Any
-    lasting: bool = False
+    lasting: str = ""
 
 
 class Gone(NamedTuple):

@@ -204,7 +204,8 @@ class Parent:
 
     async def _tell(self, teller: _Running, told: Told) -> None:
         """Have the others follow, and who starts later."""
-        if told.lasting:
+        kept = self._lasting.get(type(told.what))
+        if told.lasting and (kept is None or kept.lasting <= told.lasting):
             self._lasting[type(told.what)] = told
         others = [each for each in self._followers() if each is not teller]
         await asyncio.gather(*(_follow(each, told) for each in others))

@@ -60,7 +60,7 @@ class Alone:
         """Its own."""
         return own
 
-    async def tell(self, what: Any, *, lasting: bool = False) -> None:
+    async def tell(self, what: Any, *, lasting: str = "") -> None:
         """Nobody else needs to know."""
 
 
@@ -129,7 +129,7 @@ class OneOfSeveral(Alone):
         said = [own["status"], *(each.said["status"] if each.said else DEGRADED for each in others)]
         return own | {"status": min(said, key=WORST_FIRST.index), "processes": told}
 
-    async def tell(self, what: Any, *, lasting: bool = False) -> None:
+    async def tell(self, what: Any, *, lasting: str = "") -> None:
         """Have the others follow, past queue server and database. One that is silent is not waited
         for long: it looks for itself."""
         with suppress(Unanswered):

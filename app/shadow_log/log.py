@@ -68,6 +68,11 @@ _REPORTED_TRADES = """
 WITH reports AS (
     SELECT d.principal, d.decision_id, d.as_of, d.received_at, a.record AS action,
            a.recorded_at AS acted_at, o.record AS outcome, o.recorded_at AS ended_at,
+           (SELECT max(arrival) FROM agent_actions
+            WHERE decision_id = told.decision_id) AS action_arrival,
+           (SELECT max(arrival) FROM outcomes
+            WHERE decision_id = told.decision_id
+              AND arm = 'agent' AND source = 'reported') AS outcome_arrival,
            a.decision OR o.decision_id IS NOT NULL AS traded,
            d.received_at - d.as_of <= :open_for AS live
     FROM (SELECT decision_id FROM agent_actions

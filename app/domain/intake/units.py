@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from app.domain.candidate import Candidate
 from app.domain.intake.reception import Doubt, Path
-from app.domain.scenario import LARGEST, Plan, Scenario
+from app.domain.scenario import LARGEST, SMALLEST, Plan, Scenario
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 MOST_LEVERAGE = 25.0
@@ -55,27 +55,34 @@ def doubts(scenario: Scenario) -> list[Doubt]:
 
 
 def _beyond(s: Scenario) -> Iterator[Doubt]:
-    """Numbers that nothing can have: what is worked out with them would be infinite."""
+    """Numbers that nothing can have: what is worked out with them would be infinite, and so would
+    what is divided by them."""
     for section in ("candidate", "plan", "account", "market"):
-        for path, value in _vast(getattr(s, section), (section,)):
-            yield Doubt(path, f"{value:g} is beyond {LARGEST:g}: nothing is as large")
+        for path, value in _odd(getattr(s, section), (section,)):
+            told = f"{LARGEST:g}: nothing is as large"
+            if abs(value) < 1:
+                told = f"{SMALLEST:g}, and not 0: nothing is as small"
+            yield Doubt(path, f"{value:g} is beyond {told}")
 
 
-def _vast(record: BaseModel, path: Path) -> Iterator[tuple[Path, float]]:
-    """The numbers beyond the largest; of a hundred values hardly one is looked at twice."""
+def _odd(record: BaseModel, path: Path) -> Iterator[tuple[Path, float]]:
+    """The numbers beyond the largest and the smallest; of a hundred values hardly one is looked at
+    twice."""
     for name, value in record.__dict__.items():
         kind = type(value)
         if kind is float:
-            if not -LARGEST < value < LARGEST:
+            if not SMALLEST < abs(value) < LARGEST and value != 0:
                 yield (*path, name), value
         elif kind is tuple:
             for number, element in enumerate(value):
                 if isinstance(element, BaseModel):
-                    yield from _vast(element, (*path, name, number))
-                elif isinstance(element, float) and not -LARGEST < element < LARGEST:
+                    yield from _odd(element, (*path, name, number))
+                elif not isinstance(element, float) or element == 0:
+                    continue
+                elif not SMALLEST < abs(element) < LARGEST:
                     yield (*path, name, number), element
         elif kind not in _PLAIN and isinstance(value, BaseModel):
-            yield from _vast(value, (*path, name))
+            yield from _odd(value, (*path, name))
 
 
 def _size(s: Scenario) -> Iterator[Doubt]:

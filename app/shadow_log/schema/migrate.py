@@ -8,6 +8,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 from sqlalchemy import text
 
@@ -16,8 +17,11 @@ from app.shadow_log.database import APPLICATION, async_url, connect_once, transl
 
 SESSIONS = """
 SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = :application
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND (starts_with(application_name, :application)
+         OR (application_name IS NULL AND usename = 'advisor_writer'))
 """
+"""A pool in between may add to the name; who is no superuser may not see it."""
 BESIDE_THE_PACKAGE = Path(__file__).parents[3] / "migrations"
 
 
@@ -34,8 +38,10 @@ def upgrade(url: str, revision: str = "head", migrations: Path | None = None) ->
     Raises
     ------
     ShadowLogUnavailable : Postgres does not answer, or a lock was not to be had, or there are no
-        migrations.
+        migrations; or processes of the service use the database, and it is to be changed in a way
+        that those of an earlier release cannot read or write (`stops_earlier` in a migration).
     """
+    _require_stopped(url, revision, migrations)
     _run(command.upgrade, url, revision, migrations)
 
 
@@ -55,13 +61,13 @@ def current(url: str) -> str | None:
         engine.dispose()
 
 
-def require_stopped(url: str, migrations: Path | None = None) -> None:
-    """Raises `ShadowLogUnavailable` while processes of the service use a database that is to be
-    changed in a way that those of an earlier release cannot read or write (`stops_earlier` in a
-    migration)."""
+def _require_stopped(url: str, revision: str, migrations: Path | None) -> None:
     at = current(url)
     scripts = ScriptDirectory.from_config(config(url, migrations))
-    coming = scripts.iterate_revisions("head", at) if at else ()
+    try:
+        coming = list(scripts.iterate_revisions(revision, at)) if at else []
+    except RevisionError:  # Of a newer release: whoever migrates is told.
+        return
     stops = [each.revision for each in coming if getattr(each.module, "stops_earlier", False)]
     engine = connect_once(async_url(url))
     try:

@@ -71,6 +71,8 @@ def test_what_may_be_so_is_not_doubted(changes: dict[str, Any]) -> None:
         ),
         ({"plan__quantity": 4e9}, "quantity", "8e+08 times the equity: too many noughts"),
         ({"candidate__atr": 1e160}, "atr", "1e+160 is beyond 1e+18"),
+        ({"candidate__atr": 5e-324}, "atr", "e-324 is beyond 1e-18, and not 0: nothing"),
+        ({"candidate__macd": -1e-160}, "macd", "-1e-160 is beyond 1e-18"),
         ({"candidate__macd": -1e300}, "macd", "beyond"),
         ({"plan__quantity": 1.7e308}, "quantity", "beyond"),
         ({"market__volume_24h": 1e19}, "volume_24h", "beyond"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from app.advising.accounts import Accounts, Trader
+from app.domain.errors import ShadowLogUnavailable
 from app.domain.record.control import AgentAction
+from app.domain.record.event import reported
 from app.domain.record.ledger import Offer
 from app.domain.record.outcome import Outcome
 from app.journal.journal import Journal
@@ -20,6 +25,7 @@ from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from tests import builders as build
 from tests.service.journal.journal_events import client
+from tests.service.journal.test_places import started
 from tests.service.running import Running, drained, request, running, settings_for, until
 
 
@@ -263,8 +269,9 @@ async def test_replicas_whose_clocks_lie_on_both_sides_of_midnight_share_one_day
     for replica, net, at in zip(replicas, (-10.0, -5.0), (9, 4), strict=True):
         known, ended_at = uuid4(), (day - timedelta(seconds=at)).isoformat()
         loss = {"arm": "agent", "outcome": "sl", "net_pnl": net, "exit_time": ended_at}
-        await replica.acted(known, trader, AgentAction(decision=True))
-        await replica.ended(known, trader, Outcome.from_json(loss))
+        for said in (AgentAction(decision=True), Outcome.from_json(loss)):
+            _, report = reported(said, known, replica._now(), None)
+            await replica.told(trader, report)
     for replica, clock in zip(replicas, clocks, strict=True):
         for moment, result in ((day - timedelta(seconds=1), -15 / 10_000), (day, 0.0)):
             asked = build.scenario(as_of=moment, account__equity=9_985.0, **untold)
@@ -275,6 +282,95 @@ async def test_replicas_whose_clocks_lie_on_both_sides_of_midnight_share_one_day
     for journal in journals:
         await journal.aclose()
     await log.aclose()
+
+
+async def test_a_correction_counts_though_the_clock_that_took_it_is_behind(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """Its place among the reports says that it came later."""
+    now = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    log = ShadowLog.connect(database_url)
+    plain = build.scenario()
+    trader = Trader("desk", Offer("BTCUSDT", plain.candidate.direction, plain.plan), replayed=False)
+    known, ended_at = uuid4(), (now - timedelta(minutes=5)).isoformat()
+    async with started(valkey_url, tmp_path) as journal:
+        await journal.fill_ledger(nothing_recorded)
+        accounts = Accounts(journal, log, partial(at_once, now), live=True)
+        for net, behind_s, arrival in ((900.0, 0, 1), (-900.0, 2, 2)):
+            said = {"arm": "agent", "outcome": "sl", "net_pnl": net, "exit_time": ended_at}
+            at = now - timedelta(seconds=behind_s)
+            _, report = reported(Outcome.from_json(said), known, at, None)
+            await accounts.told(trader, report.model_copy(update={"arrival": arrival}))
+        notes = await journal.ledger_of("desk")
+    await log.aclose()
+    assert notes is not None
+    told = notes[str(known)]
+    assert told.closed is not None
+    assert (told.closed.net, told.told_at) == (-900.0, now - timedelta(seconds=2))
+
+
+async def test_a_report_whose_decision_nobody_could_look_up_is_in_the_account_or_none_is_told(
+    database_url: str, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after a restart, while Postgres does not answer; another process beside the one that
+    took it tells nothing either."""
+    settings = settings_for(database_url, valkey_url, tmp_path / "one")
+    async with running(settings) as api:
+        outcome = await traded(api, "r-1", quantity=0.02, entry=40_010.0)
+        await drained(settings)
+    beside = settings_for(database_url, valkey_url, tmp_path / "two")
+    async with running(settings) as api, running(beside) as other:
+        for each in (api, other):
+            await whole(each)
+
+        async def away(*_: object) -> None:
+            raise ShadowLogUnavailable("a test")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(api.service.shadow_log, "decision", away)
+            await told(api, outcome, arm="agent", outcome="sl", net_pnl=-500.0)
+        for each in (api, other):
+            assert await each.service.journal.ledger_of("agent") is None
+        await drained(settings)
+        for number, each in enumerate((api, other)):
+            await whole(each)
+            now = await account(each, f"s-{number}", equity=9_500.0)
+            assert now["positions"] == []
+            assert now["day_pnl_fraction"] == -0.05
+            assert now["consecutive_losses"] == 1
+
+
+@pytest.mark.parametrize("kind", ["control", "report"])
+async def test_a_caller_that_goes_away_leaves_no_account_that_lacks_what_it_told(
+    database_url: str, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Between the event and the ledger."""
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    async with running(settings) as api:
+        await whole(api)
+
+        async def gone(*_: object) -> None:
+            raise asyncio.CancelledError
+
+        records = api.service.records
+        control = build.agent_action(True) if kind == "control" else None
+        decision = build.decision(f"gone-{kind}", control=control, at=datetime.now(UTC))
+        if kind == "control":
+            said = records.keep(decision)
+        else:
+            await records.keep(decision)
+            records.remember(decision)
+            said = records.report_action(decision.decision_id, AgentAction(decision=True))
+        monkeypatch.setattr(api.service.journal, "note", gone)
+        with pytest.raises(asyncio.CancelledError):
+            await said
+        monkeypatch.undo()
+        assert await api.service.journal.ledger_of(decision.principal or "agent") is None
+        await drained(settings)
+        await whole(api)
+        notes = await api.service.journal.ledger_of(decision.principal or "agent")
+        assert notes is not None
+        assert notes[str(decision.decision_id)].opened is not None
 
 
 def at_once(clock: datetime) -> datetime:

@@ -15,6 +15,7 @@ import pytest
 
 from app.advising.controls import MAX_PAUSE_S, REFRESH_S, Controls, Entered
 from app.domain.canonical import decision_id
+from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
 from app.domain.exits import REPORTED, Fixed, Freqtrade
 from app.domain.record.event import StateChange
 from app.domain.rules.case import TradingState
@@ -22,6 +23,7 @@ from app.domain.rules.limits import read_limits
 from app.domain.scenario import Scenario
 from app.journal.stream import Receipt
 from app.local.servers import EmbeddedValkey
+from app.shadow_log.limits_history import GENERAL, Adoption
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from app.telemetry import UNOBSERVED
@@ -424,6 +426,51 @@ async def test_of_many_changes_at_once_all_replicas_end_with_the_same(
 
     await until(agreed)
     assert await drained(replicas[0].settings) == 15
+    assert await replicas[0].service.shadow_log.latest_state() == last, "the record says so, too"
+
+
+async def test_of_two_changes_at_once_the_newer_is_in_force_in_whichever_order_they_are_written(
+    replicas: list[Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both know what was before; the older is written last."""
+    one, other = (api.service.controls for api in replicas)
+    halted, active = change(TradingState.HALTED, 5), change(TradingState.ACTIVE, 0)
+    record = other._journal.set_state
+
+    async def after_the_halt(told: StateChange, **how: bool) -> Receipt:
+        await one.set_state(halted)
+        return await record(told, **how)
+
+    monkeypatch.setattr(other._journal, "set_state", after_the_halt)
+    await other.set_state(active)
+    for controls in (one, other):
+        await controls.refresh()
+        assert controls.state is TradingState.HALTED
+    await drained(replicas[0].settings)
+    assert await replicas[0].service.shadow_log.latest_state() == halted
+
+
+async def test_a_look_under_way_does_not_undo_limits_that_were_adopted_meanwhile(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read the adoption before, and is told late."""
+    controls = api.service.controls
+
+    async def adopt(toml: str) -> Adoption:
+        seen = controls.by_profile()[GENERAL].hash
+        return await controls.adopt(toml, profile=GENERAL, seen=seen, reason="a test", by="me")
+
+    wide = await adopt(edited(version=('version = "2026-11-26"', 'version = "wide"')))
+    ask = controls._history.newest
+
+    async def late(last: int) -> list[Adoption]:
+        monkeypatch.setattr(controls._history, "newest", ask)
+        await adopt(NARROW)
+        return [wide]
+
+    monkeypatch.setattr(controls._history, "newest", late)
+    await controls.follow_adoptions()
+    assert controls.limits.version == "narrow"
 
 
 async def test_halting_while_valkey_is_away_holds_here_at_once_and_everywhere_when_it_is_back(
@@ -478,8 +525,8 @@ async def test_a_newer_state_that_another_process_entered_meanwhile_stays(
     controls = api.service.controls
     record = controls._journal.set_state
 
-    async def meanwhile(change: StateChange) -> Receipt:
-        receipt = await record(change)
+    async def meanwhile(change: StateChange, **how: bool) -> Receipt:
+        receipt = await record(change, **how)
         later = change.recorded_at + timedelta(milliseconds=1)
         halted = change.model_copy(update={"state": TradingState.HALTED, "recorded_at": later})
         controls.follow(Entered(halted, shared=True))
@@ -495,3 +542,56 @@ async def test_a_newer_state_that_another_process_entered_meanwhile_stays(
         )
     )
     assert controls.state is TradingState.HALTED
+
+
+def change(state: TradingState, seconds: int) -> StateChange:
+    at = datetime(2026, 11, 28, 12, tzinfo=UTC) + timedelta(seconds=seconds)
+    return StateChange(recorded_at=at, state=state, reason="a test", changed_by="ops")
+
+
+async def test_a_halt_that_is_told_while_the_stream_is_asked_is_not_undone_by_its_answer(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sibling's, between the stream's answer and its being read."""
+    controls = api.service.controls
+    active, halted = change(TradingState.ACTIVE, 0), change(TradingState.HALTED, 5)
+    controls.follow(Entered(active, shared=True))
+
+    async def meanwhile() -> StateChange:
+        controls.follow(Entered(halted, shared=True))
+        return active
+
+    monkeypatch.setattr(controls._journal, "get_state", meanwhile)
+    await controls.refresh()
+    assert controls.state is TradingState.HALTED
+
+
+@pytest.mark.parametrize("failure", [None, ShadowLogUnavailable("a test")])
+async def test_a_halt_while_the_state_is_learned_is_not_undone_by_what_was_learned(
+    api: Running, monkeypatch: pytest.MonkeyPatch, failure: ShadowLogUnavailable | None
+) -> None:
+    """Valkey is away, and Postgres is slow to tell of the change before."""
+    controls = api.service.controls
+    active, halted = change(TradingState.ACTIVE, 0), change(TradingState.HALTED, 5)
+
+    async def away(*_: object) -> None:
+        raise JournalUnavailable("a test")
+
+    async def spooled(told: StateChange, **how: bool) -> Receipt:
+        return Receipt("spool", False)
+
+    async def slow() -> StateChange:
+        await controls.set_state(halted)
+        if failure is not None:
+            raise failure
+        return active
+
+    monkeypatch.setattr(controls._journal, "get_state", away)
+    monkeypatch.setattr(controls._journal, "set_state", spooled)
+    monkeypatch.setattr(controls._log, "latest_state", slow)
+    controls._unknown("a test")
+    await controls.refresh()
+    for _ in range(2):
+        await controls.refresh()
+        assert controls.change is not None
+        assert (controls.state, controls.change.reason) == (TradingState.HALTED, halted.reason)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from time import time
+from typing import Any
 
 import pytest
 
@@ -134,7 +135,7 @@ async def test_notes_of_one_that_never_asks_for_them_are_bounded_too(
             assert len(fields) <= 8
             assert {b"open:opened", b"none-39:opened"} < fields
             assert b"open for long:opened" not in fields
-            connection.hset(key, "broken:opened", f"{0:020d} {{")
+            connection.hset(key, "broken:opened", f"{0:010d} {0:020d} {{")
         for number in range(40, 44):
             await journal.note(Entry("desk", f"none-{number}", later(number), None))
 
@@ -219,6 +220,86 @@ async def test_what_was_in_the_stream_at_the_start_is_told_by_its_order_not_by_a
                 assert asked == 4
 
 
+async def test_nothing_is_told_while_a_process_beside_has_reports_on_its_disk(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    """Both were without the stream, and the other finds it again first."""
+    spool = tmp_path / "spool"
+    async with started(server.url, spool) as other:
+        async with started(server.url, spool) as journal:
+            for each in (journal, other):
+                await each.fill_ledger(nothing)
+            await journal.note(opened("d"))
+            await asyncio.to_thread(server.kill)
+            await journal.append(event("report", kind=EventKind.OUTCOME))
+            await journal.note(closed("d"))
+            await other._look_after()
+            await asyncio.to_thread(server.start)
+            await other._look_after()
+            assert await other.ledger_of("desk") is None
+            await journal._look_after()
+            await journal.fill_ledger(nothing)
+            await other._look_after()
+            notes = await other.ledger_of("desk")
+            assert notes is not None
+            assert notes["d"].closed == closed("d").what
+            # Killed before its report was in the stream.
+            await asyncio.to_thread(server.kill)
+            await journal.append(event("another", kind=EventKind.OUTCOME))
+            await other._look_after()
+        await asyncio.to_thread(server.start)
+        await other._look_after()
+        stored: list[Entry] = []
+
+        async def recorded() -> list[Entry]:
+            return stored
+
+        await other.fill_ledger(recorded)
+        assert await other.ledger_of("desk") is None, "adopted, and in the stream"
+        with client(server.url) as connection:
+            connection.xtrim(EVENTS, maxlen=0)
+        stored.append(closed("e"))
+        await other.fill_ledger(recorded)
+        notes = await other.ledger_of("desk")
+        assert notes is not None
+        assert sorted(notes) == ["d", "e"]
+
+
+async def test_what_one_process_could_not_note_no_process_tells_without(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    stored: list[Entry] = []
+
+    async def recorded() -> list[Entry]:
+        return stored
+
+    async with (
+        started(valkey_url, tmp_path / "one") as one,
+        started(valkey_url, tmp_path / "two") as two,
+    ):
+        for each in (one, two):
+            await each.fill_ledger(recorded)
+            assert await each.ledger_of("desk") == {}
+        await one.append(event("report", kind=EventKind.OUTCOME))
+        await one.lack("report")
+        await two.append(event("later", kind=EventKind.AGENT_ACTION))
+        for each in (one, two):
+            await each.fill_ledger(recorded)
+            assert await each.ledger_of("desk") is None
+        with client(valkey_url) as connection:
+            entries: Any = connection.xrange(EVENTS)
+            assert len(entries) == 2
+            connection.xdel(EVENTS, entries[0][0])
+        stored.append(closed("d"))
+        await two.fill_ledger(recorded)
+        told = await two.ledger_of("desk")
+        assert told is not None
+        assert told["d"].closed == closed("d").what
+        assert await one.ledger_of("desk") is None, "it looks for itself"
+        await one.fill_ledger(recorded)
+        assert await one.ledger_of("desk") == told
+
+
 async def test_while_the_stream_is_away_reports_wait_and_nothing_is_told(
     server: EmbeddedValkey, tmp_path: Path
 ) -> None:
@@ -267,6 +348,6 @@ async def test_a_note_that_is_none_is_an_error_not_an_account(
         await journal.note(opened("d"))
         with client(valkey_url) as connection:
             [key] = connection.keys(f"{LEDGER}:*:desk")
-            connection.hset(key, "d:opened", "00000000000000000001 {")
+            connection.hset(key, "d:opened", "0000000001 00000000000000000001 {")
         with pytest.raises(InvalidRecord, match="the ledger cannot be read"):
             await journal.ledger_of("desk")

@@ -385,10 +385,13 @@ async def test_setting_the_state_records_it_and_makes_it_live(
     )
     await stream.set_state(halted)
     assert await stream.get_state() == halted
-    await stream.set_state(active)  # People's last word counts, whatever the clocks say.
-    assert await stream.get_state() == active
+    await stream.set_state(active)  # Who sets it makes it newer than what it knows.
+    assert await stream.get_state() == halted
+    reducing = state(TradingState.REDUCING, NOON - timedelta(hours=2))
+    await stream.set_state(reducing, whatever_lives=True)
+    assert await stream.get_state() == reducing
     assert keys_in_stream(valkey_url) == [
-        Event.of_state_change(each).key for each in (halted, active)
+        Event.of_state_change(each).key for each in (halted, active, reducing)
     ]
 
 

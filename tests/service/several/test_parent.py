@@ -9,11 +9,12 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytest
 
 from app.domain.errors import ModelFileError
+from app.processes.messages import Told
 from app.processes.parent import Parent, Seat, StartFailed
 from app.processes.siblings import OneOfSeveral
 from app.processes.totals import Snapshot
@@ -159,3 +160,19 @@ async def test_asked_while_they_start_they_end() -> None:
         one._stop()
         await running
         assert not one._running
+
+
+class Lasting(NamedTuple):
+    """Something that happened."""
+
+    state: str
+
+
+async def test_who_starts_later_is_told_the_greatest_of_what_lasts_not_the_last() -> None:
+    parent = Parent([])
+    for state, order in (("halted", "2"), ("active", "1")):
+        await parent._tell(cast(Any, None), Told(Lasting(state), order))
+    assert [told.what for told in parent._lasting.values()] == [Lasting("halted")]
+    await parent._tell(cast(Any, None), Told(Lasting("reducing"), "3"))
+    await parent._tell(cast(Any, None), Told(Lasting("passing")))
+    assert [told.what for told in parent._lasting.values()] == [Lasting("reducing")]

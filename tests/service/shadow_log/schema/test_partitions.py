@@ -161,6 +161,7 @@ async def test_rows_outside_the_window_of_months_move_with_the_migration(
     assert [name for name in partitions(database_url) if name.startswith("decisions")] == [
         f"decisions_{month}" for month in ("000103", "199903", "202403", "207703")
     ]
+    await log.engine.dispose()
     upgrade(database_url)
     assert partitions(database_url) == [f"{table}_202403" for table in sorted(PARTITIONED)]
     assert (await verify_log(database_url)).findings == []
@@ -199,6 +200,7 @@ async def test_a_schema_of_another_release_is_not_ready(database_url: str) -> No
     downgrade(database_url, "0001")
     with pytest.raises(ShadowLogUnavailable, match=r"at 0001, this release needs \d+"):
         await log.ping()
+    await log.engine.dispose()  # Nobody is connected while the schema changes.
     upgrade(database_url)
     await log.ping()
     await log.aclose()
