@@ -499,7 +499,7 @@ class Journal:
         """Reach the stream, for the first time or again."""
         await self._stream.ping()
         await self._look()
-        self._others_wait = await self._spool.others_wait()
+        await self._look_beside()
         self.reachable = True
 
     async def _look(self) -> None:
@@ -520,6 +520,15 @@ class Journal:
                 remembered_since=before.since.isoformat(),
             )
 
+    async def _look_beside(self) -> None:
+        """Whether others have on disk what is not in the stream yet; what a forgetful stream has
+        stays there, too. Of a disk that cannot be read `ping_spool` tells."""
+        try:
+            others_wait = await self._spool.others_wait()
+        except JournalUnavailable:
+            others_wait = False
+        self._others_wait = others_wait and self.durable is not False
+
     async def _look_after(self) -> None:
         """Reach the stream again when it was away, see whether it can be trusted, and drain."""
         try:
@@ -529,7 +538,7 @@ class Journal:
             else:
                 await self._look()
             await self.drain()
-            self._others_wait = await self._spool.others_wait()
+            await self._look_beside()
             self._told = ""
         except JournalUnavailable as error:
             if isinstance(error, MisplacedKey) and error.key in NEEDED:

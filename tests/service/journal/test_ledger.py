@@ -265,6 +265,32 @@ async def test_nothing_is_told_while_a_process_beside_has_reports_on_its_disk(
         assert sorted(notes) == ["d", "e"]
 
 
+async def test_what_a_forgetful_stream_has_too_and_a_disk_that_fails_keep_no_ledger_untold(
+    server: EmbeddedValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    with client(server.url) as connection:
+        connection.config_set("appendfsync", "everysec")
+    async with started(server.url, spool) as journal, started(server.url, spool) as other:
+        await journal.append(event("report", kind=EventKind.OUTCOME))
+        assert journal.spool_depth() == 1
+        for each in (journal, other):
+            await each._look_after()
+            await each.fill_ledger(nothing)
+        assert await other.ledger_of("desk") == {}
+        with client(server.url) as connection:
+            connection.config_set("appendfsync", "always")
+        await other._look_after()
+        assert await other.ledger_of("desk") is None
+
+        def broken() -> bool:
+            raise OSError("a test")
+
+        monkeypatch.setattr(other._spool, "_others_wait", broken)
+        await other._look_after()
+        assert await other.ledger_of("desk") == {}
+
+
 async def test_what_one_process_could_not_note_no_process_tells_without(
     valkey_url: str, tmp_path: Path
 ) -> None:
