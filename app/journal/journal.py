@@ -119,11 +119,13 @@ class Journal:
         self._filled: str | None = None
         """The memory whose ledger this process made whole."""
         self._owed: set[str] = set()
-        """Reports on disk of which the ledger may have no note: until the record tells them, it
-        tells nothing."""
+        """Events that tell of a trade, and of which the ledger may have no note: until the record
+        tells them, it tells nothing."""
+        self._owing = 0
+        """How often such events were found."""
         self._noted_after: tuple[str, ledger.StreamId] | None = None
-        """A memory, and a place in its stream: reports behind it are noted, of the others the
-        record tells."""
+        """A memory, and a place in its stream: what lies behind it is noted, of the rest the record
+        tells."""
         self._others_wait = False
         """Whether another process that shares the spool's directory has events on it, of which the
         ledger may have no note."""
@@ -160,7 +162,7 @@ class Journal:
             self._leave(error)
         if unusable is not None:
             log.error("the spool cannot be used", error=str(unusable))
-        self._owe(self._reports_on_disk())
+        self._owe(self._told_on_disk())
         self._supervisor.start(Task.SPOOL_DRAIN, self._look_after, every_s=self._retry_s)
 
     async def append(self, event: Event, *, anew: bool = False) -> Receipt:
@@ -247,7 +249,7 @@ class Journal:
         self._unnoted[entry.principal, entry.field] = entry
         if len(self._unnoted) > REMEMBERED:
             self._unnoted.popitem(last=False)
-            self._owe(self._reports_on_disk())
+            self._owe(self._told_on_disk())
         await self.settle_notes()
 
     async def settle_notes(self) -> None:
@@ -286,12 +288,12 @@ class Journal:
         lacks = await kept.lacks()
         if self._filled == memory and lacks is None and await kept.whole():
             return
-        holds_all = await self._record_holds_all(memory)
+        owing, holds_all = self._owing, await self._record_holds_all(memory)
         has_told = lacks is not None and await self._has_left(lacks)
         await kept.fill(await recorded())
         if lacks is not None and has_told:
             await kept.lacks_no_more(lacks)
-        if holds_all:
+        if holds_all and self._owing == owing:
             self._filled = memory
             self._owed.clear()
 
@@ -306,25 +308,34 @@ class Journal:
 
     def _owe(self, reports: set[str]) -> None:
         """These are told to the ledger by the record, once it has them."""
+        self._owing += 1
         self._filled = None
         self._owed |= reports
         self._noted_after = None
 
-    def _reports_on_disk(self) -> set[str]:
-        actions = self._spool.keys(EventKind.AGENT_ACTION)
-        return {*actions, *self._spool.keys(EventKind.OUTCOME)}
+    def _told_on_disk(self) -> set[str]:
+        """What tells of a trade: reports, and decisions, whose control may have come along."""
+        kinds = (EventKind.DECISION, EventKind.AGENT_ACTION, EventKind.OUTCOME)
+        return {key for kind in kinds for key in self._spool.keys(kind)}
 
     async def _record_holds_all(self, memory: str) -> bool:
-        """Whether every report without a note of ours has left the disk and the stream."""
-        if self._owed & self._reports_on_disk():
+        """Whether everything that tells of a trade, and has no note of ours, has left the disk and
+        the stream; whoever else has no note of it is told so. Not, when more was owed meanwhile."""
+        if self._owed & self._told_on_disk():
             return False
-        ends = await self._stream.ends()
-        if self._noted_after is None or self._noted_after[0] != memory:
-            newest = (0, 0) if ends is None else ends[1]
+        owing, ends = self._owing, await self._stream.ends()
+        if self._owing != owing:
+            return False
+        mark = self._noted_after
+        if mark is None or mark[0] != memory:
+            mark = self._noted_after = memory, (0, 0) if ends is None else ends[1]
             if self._owed:
-                await self._stream.ledger().lack(newest)
-            self._noted_after = memory, newest
-        return ends is None or ends[0] > self._noted_after[1]
+                try:
+                    await self._stream.ledger().lack(mark[1])
+                except JournalUnavailable:
+                    self._owe(set())
+                    raise
+        return ends is None or ends[0] > mark[1]
 
     async def _has_left(self, place: ledger.StreamId) -> bool:
         """Whether all up to this place has left the stream."""
@@ -412,9 +423,9 @@ class Journal:
         for seq in list(self._unused):
             await self._stream.leave(self._unsettled[seq]._replace(fate=Fate.WITHDRAWN))
             del self._unused[seq], self._unsettled[seq]
-        known = self._reports_on_disk()
+        known = self._told_on_disk()
         segments = await self._spool.segments()
-        if adopted := self._reports_on_disk() - known:
+        if adopted := self._told_on_disk() - known:
             self._owe(adopted)
         for segment in segments:
             events = await self._spool.events(segment)

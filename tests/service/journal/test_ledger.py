@@ -140,14 +140,16 @@ async def test_notes_of_one_that_never_asks_for_them_are_bounded_too(
             await journal.note(Entry("desk", f"none-{number}", later(number), None))
 
 
+@pytest.mark.parametrize("kind", [EventKind.OUTCOME, EventKind.DECISION])
 async def test_what_waits_on_disk_at_a_start_is_told_by_the_record_before_anything_is(
-    server: EmbeddedValkey, tmp_path: Path
+    kind: EventKind, server: EmbeddedValkey, tmp_path: Path
 ) -> None:
-    """Reported while the stream was away; killed before it could be noted."""
+    """Told while the stream was away, by a report or a control with its decision; killed before it
+    could be noted."""
     async with started(server.url, tmp_path / "spool") as journal:
         await journal.fill_ledger(nothing)
         await asyncio.to_thread(server.kill)
-        await journal.append(event("report", kind=EventKind.OUTCOME))
+        await journal.append(event("report", kind=kind))
         await journal.note(closed("d"))
     await asyncio.to_thread(server.start)
     stored: list[Entry] = []
@@ -263,6 +265,39 @@ async def test_nothing_is_told_while_a_process_beside_has_reports_on_its_disk(
         notes = await other.ledger_of("desk")
         assert notes is not None
         assert sorted(notes) == ["d", "e"]
+
+
+async def test_what_is_lacking_while_the_record_is_read_is_read_again(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    """The record was asked before it had it."""
+    asked = 0
+    async with started(server.url, tmp_path / "spool") as journal:
+
+        async def recorded() -> list[Entry]:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                await journal.lack("report")
+                return []
+            return [closed("d")]
+
+        await journal.fill_ledger(recorded)
+        assert await journal.ledger_of("desk") is None
+        await journal.fill_ledger(recorded)
+        notes = await journal.ledger_of("desk")
+        assert notes is not None
+        assert list(notes) == ["d"]
+
+        # The stream goes away before the others could be told.
+        await journal.append(event("another", kind=EventKind.OUTCOME))
+        await asyncio.to_thread(server.kill)
+        await journal.lack("another")
+        await asyncio.to_thread(server.start)
+        await journal._look_after()
+        assert await journal.ledger_of("desk") is None
+        await journal.fill_ledger(recorded)
+        assert await journal._stream.ledger().lacks() is not None
 
 
 async def test_what_a_forgetful_stream_has_too_and_a_disk_that_fails_keep_no_ledger_untold(
