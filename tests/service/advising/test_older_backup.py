@@ -34,7 +34,8 @@ async def moved(api: Running) -> bool:
 async def told(api: Running) -> bool:
     """Whether Postgres was told up to which number events are durable."""
     numbered = api.service.journal.numbered()
-    assert numbered is not None
+    if numbered is None:  # Something was spooled: a busy machine's Valkey may be silent for long.
+        return False
     return await api.service.shadow_log.head(numbered[0]) == numbered[1]
 
 
