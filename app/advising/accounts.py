@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
 
+import structlog
+
 from app.domain.canonical import DEFAULT_PRINCIPAL
 from app.domain.errors import InvalidRecord
 from app.domain.record.control import AgentAction
@@ -28,6 +30,8 @@ from app.domain.scenario import Account, Scenario
 from app.journal.journal import Journal
 from app.journal.ledger import Entry
 from app.shadow_log.log import ShadowLog
+
+log = structlog.get_logger()
 
 
 class Trader(NamedTuple):
@@ -83,7 +87,8 @@ class Accounts:
             return scenario
         try:
             notes = await self._journal.ledger_of(principal)
-        except InvalidRecord:
+        except InvalidRecord as error:
+            log.error("no account is derived", principal=principal, error=str(error))
             return scenario
         usable = {name for name in Account.model_fields if not scenario.lost(f"account.{name}")}
         account = completed(sent, (notes or {}).values(), scenario.as_of, now, usable)

@@ -30,10 +30,11 @@ Run = Callable[..., Awaitable[Any]]
 
 
 def type_of(key: str) -> str:
-    """What a key of ours is to Valkey. A principal's ledger stands under its memory's."""
+    """What a key of ours is to Valkey. A principal's ledger stands under its memory's, as that of
+    a release before does."""
     if key in STREAMS:
         return "stream"
-    return "hash" if re.match(r"advisor:ledger:[^:]+:", key) else "string"
+    return "hash" if re.match(r"advisor:ledger(-2)?:[^:]+:", key) else "string"
 
 
 class MisplacedKey(JournalUnavailable):

@@ -16,7 +16,9 @@ import orjson
 from app.domain.errors import InvalidRecord
 from app.domain.record.ledger import Closed, Note, Opened
 
-LEDGER, LACKS = "advisor:ledger", "advisor:ledger-lacks"
+LEDGER, LACKS = "advisor:ledger-2", "advisor:ledger-2-lacks"
+"""What a release before kept in `advisor:ledger` had no arrivals: it is made again from the
+record."""
 TTL_S = 30 * 86_400
 MOST = 512
 """Notes of one principal, from which on those that are not open are forgotten, the oldest first."""

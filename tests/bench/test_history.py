@@ -93,6 +93,7 @@ def test_the_list_of_benches_names_each_that_can_be_started() -> None:
         "learning.text", "learning.training", "learning.twins", "record.answers", "record.chain",
         "record.ingest", "record.questions", "record.tamper", "record.what_if", "serving.cascade",
         "serving.client", "serving.deciders", "serving.engines", "serving.flame",
-        "serving.overload", "serving.peers", "serving.service", "serving.versions",
+        "serving.overload", "serving.peers", "serving.service", "serving.start",
+        "serving.versions",
     }  # fmt: skip
     assert all(len(line.split()) > 6 for line in listed), "each says what it measures"

@@ -21,6 +21,7 @@ from app.journal.keys import (
     of_other_type,
     type_of,
 )
+from app.journal.ledger import LACKS, LEDGER
 from app.journal.stream import StreamJournal, connect, idempotency_key, run
 from tests.service.journal.journal_events import client, event
 from tests.service.journal.test_places import NOON, started
@@ -35,14 +36,11 @@ def occupy(url: str, key: str) -> None:
 
 
 def test_what_each_key_is_and_what_to_do_when_it_is_something_else() -> None:
-    assert [
-        type_of(key) for key in (EVENTS, STATE, "advisor:ledger:m:desk", "advisor:ledger:m")
-    ] == [
-        "stream",
-        "string",
-        "hash",
-        "string",
+    ledgers = [
+        f"{name}{of}" for name in ("advisor:ledger", LEDGER, LACKS) for of in (":m", ":m:desk")
     ]
+    assert [type_of(key) for key in (EVENTS, STATE)] == ["stream", "string"]
+    assert [type_of(key) for key in ledgers] == ["string", "hash"] * 2 + ["string"] * 2
     assert "set the state anew (`advisor state`)" in str(MisplacedKey(STATE, "a list"))
     told = str(MisplacedKey(EVENTS, "a list"))
     assert told == (

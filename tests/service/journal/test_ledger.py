@@ -130,7 +130,7 @@ async def test_notes_of_one_that_never_asks_for_them_are_bounded_too(
         for number in range(40):
             await journal.note(Entry("desk", f"none-{number:02}", later(number), None))
         with client(valkey_url) as connection:
-            (key,) = connection.keys("advisor:ledger:*:desk")
+            (key,) = connection.keys(f"{LEDGER}:*:desk")
             fields = set(connection.hkeys(key))
             assert len(fields) <= 8
             assert {b"open:opened", b"none-39:opened"} < fields
@@ -399,6 +399,26 @@ async def test_of_more_reports_than_can_wait_the_record_tells_the_rest(
         notes = await journal.ledger_of("desk")
         assert notes is not None
         assert sorted(notes) == ["d-0", "d-1", "d-2"]
+
+
+async def test_what_a_release_before_kept_is_left_alone_and_told_again_by_the_record(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    async def recorded() -> list[Entry]:
+        return [opened("d-1")]
+
+    async with started(valkey_url, tmp_path) as journal:
+        assert journal.memory is not None
+        with client(valkey_url) as connection:
+            before = f"advisor:ledger:{journal.memory.identity}"
+            connection.set(before, "whole")
+            connection.hset(f"{before}:desk", "d-1:opened", f"{1:020d} null")
+        assert await journal.ledger_of("desk") is None
+        await journal._look_after()
+        await journal.fill_ledger(recorded)
+        notes = await journal.ledger_of("desk")
+        assert notes is not None
+        assert notes["d-1"].opened == opened("d-1").what
 
 
 async def test_a_note_that_is_none_is_an_error_not_an_account(

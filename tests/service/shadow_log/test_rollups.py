@@ -286,6 +286,7 @@ async def test_days_of_before_are_added_up_by_the_migration_and_dropped_with_the
     assert len(before[0][0]) > 3
     assert all(added == read for added, read in before)
     downgrade(database_url, "0021")
+    await log.engine.dispose()
     upgrade(database_url)
     assert [both(database_url, view) for view in VIEWS] == before
     assert await log.drop_months_before(datetime(2024, 2, 20, tzinfo=UTC)) == {"202401": 1}

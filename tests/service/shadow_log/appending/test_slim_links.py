@@ -104,6 +104,7 @@ async def test_links_of_before_are_moved_and_a_checkpoint_signed_before_holds(
     signer = Checkpointer(log.engine, Ed25519PrivateKey.generate(), LogPlace())
     signed = await signer.checkpoint()
     assert signed is not None
+    await log.engine.dispose()
     downgrade(filled_url, "0019")
     upgrade(filled_url)
     await log.append([build.decision_event("r-2")])
