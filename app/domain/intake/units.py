@@ -77,9 +77,9 @@ def _odd(record: BaseModel, path: Path) -> Iterator[tuple[Path, float]]:
             for number, element in enumerate(value):
                 if isinstance(element, BaseModel):
                     yield from _odd(element, (*path, name, number))
-                elif not isinstance(element, float) or element == 0:
-                    continue
-                elif not SMALLEST < abs(element) < LARGEST:
+                elif (
+                    isinstance(element, float) and element and not SMALLEST < abs(element) < LARGEST
+                ):
                     yield (*path, name, number), element
         elif kind not in _PLAIN and isinstance(value, BaseModel):
             yield from _odd(value, (*path, name))

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from app.domain.errors import InvalidRecord
+from app.domain.errors import InvalidRecord, JournalUnavailable
 from app.domain.record.event import EventKind
 from app.domain.record.ledger import Closed, Opened
 from app.journal import journal as journals
 from app.journal import ledger
 from app.journal.keys import EVENTS
 from app.journal.ledger import LEDGER, Entry
+from app.journal.segment import SUFFIX
 from app.local.servers import EmbeddedValkey
 from tests.service.journal.journal_events import client, event
 from tests.service.journal.test_places import NOON, started
@@ -298,6 +299,59 @@ async def test_what_is_lacking_while_the_record_is_read_is_read_again(
         assert await journal.ledger_of("desk") is None
         await journal.fill_ledger(recorded)
         assert await journal._stream.ledger().lacks() is not None
+
+
+async def test_what_others_cannot_be_told_is_lacking_is_told_with_the_next_look(
+    valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(valkey_url, tmp_path) as journal:
+        await journal.fill_ledger(nothing)
+        await journal.append(event("report", kind=EventKind.OUTCOME))
+
+        async def fails(*_: object) -> None:
+            raise JournalUnavailable("a test")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ledger.Ledger, "lack", fails)
+            await journal.lack("report")
+            with pytest.raises(JournalUnavailable):
+                await journal.fill_ledger(nothing)
+        assert await journal._stream.ledger().lacks() is None
+        journal.reachable = False
+        await journal.lack("another")
+        journal.reachable = True
+        assert await journal._stream.ledger().lacks() is None
+        await journal.fill_ledger(nothing)
+        assert await journal._stream.ledger().lacks() is not None
+        assert await journal.ledger_of("desk") is None
+
+
+async def test_a_look_that_began_before_more_was_lacking_says_nothing_of_it(
+    valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(valkey_url, tmp_path) as journal:
+        look = journal._stream.ends
+
+        async def meanwhile() -> object:
+            found = await look()
+            monkeypatch.setattr(journal._stream, "ends", look)
+            await journal.append(event("report", kind=EventKind.OUTCOME))
+            await journal.lack("report")
+            return found
+
+        monkeypatch.setattr(journal._stream, "ends", meanwhile)
+        await journal.fill_ledger(nothing)
+        assert await journal.ledger_of("desk") is None
+        await journal.fill_ledger(nothing)
+        assert await journal.ledger_of("desk") is None, "it still lies in the stream"
+
+
+async def test_a_segment_that_is_gone_when_it_is_looked_at_waits_no_more(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    async with started(valkey_url, tmp_path) as journal:
+        (tmp_path / f"1-gone{SUFFIX}").symlink_to(tmp_path / "nowhere")
+        assert not await journal._spool.others_wait()
 
 
 async def test_what_a_forgetful_stream_has_too_and_a_disk_that_fails_keep_no_ledger_untold(
