@@ -31,7 +31,8 @@ CONFIGS = Path(__file__).parents[1] / "config"
 console = Console()
 
 Config = Annotated[
-    str, typer.Option("--config", help="a TOML file, or bundled, cpu, gpu, planted or tiny")
+    str,
+    typer.Option("--config", help="a TOML file, or bundled, cpu, gpu, planted, release or tiny"),
 ]
 Set = Annotated[
     list[str] | None,

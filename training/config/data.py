@@ -122,7 +122,7 @@ class ScenariosConfig(Section):
             "share of training scenarios with a variant on other terms: spread, plan, account"
         ),
     )
-    embargo_hours: float = Field(24.0, ge=0)
+    embargo_hours: float = Field(24.0, ge=0, le=1e6)
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ class NetworkConfig(Section):
     layers: int = Field(1, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
     weight_decay: float = Field(0.05, ge=0)
     epochs: int = Field(4, ge=1)
     batch: int = Field(128, ge=1)
@@ -70,7 +70,7 @@ class TeacherConfig(Section):
 
     folds: int = Field(5, ge=2)
     ridge: float = Field(2000.0, gt=0, description="strength of the linear learner's penalty")
-    learning_rate: float = Field(0.03, gt=0)
+    learning_rate: float = Field(0.03, gt=0, le=1)
     trees: int = Field(120, ge=1)
     leaves: int = Field(8, ge=2, description="of each tree")
     least_rows: int = Field(60, ge=1, description="that a leaf is made of")
@@ -123,7 +123,7 @@ class TrainingConfig(Section):
     accumulate: int = Field(
         1, ge=1, description="parts that a batch is computed in, to bound memory"
     )
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0, le=1)
     ramp: float = Field(0.1, ge=0, lt=1, description="share of steps with a rising learning rate")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -212,7 +212,7 @@ class DpoConfig(AlgorithmConfig):
     beta: float = Field(
         0.5, gt=0, description="at 0.1 it collapses where the teacher is sure of most pairs"
     )
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(5e-4, gt=0, le=1)
 
 
 class PpoConfig(AlgorithmConfig):
@@ -221,7 +221,7 @@ class PpoConfig(AlgorithmConfig):
     algorithm: Literal["ppo"] = "ppo"
     start: Literal["base", "warm_up"] = "warm_up"
     epochs: int = Field(1, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(5e-4, gt=0, le=1)
     beta: float = Field(0.2, gt=0)
     clip: float = Field(0.2, gt=0)
     inner_epochs: int = Field(
@@ -238,7 +238,7 @@ class RrhfConfig(AlgorithmConfig):
     algorithm: Literal["rrhf"] = "rrhf"
     start: Literal["base", "warm_up"] = "warm_up"
     epochs: int = Field(2, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(5e-4, gt=0, le=1)
     candidates: int = Field(4, ge=2, le=10)
     best: float = Field(
         1.0, ge=0, description="weight of the cross-entropy on the best candidate; the paper has 1"
@@ -267,6 +267,7 @@ class TargetsConfig(Section):
     risk_aversion: float = Field(
         0.1,
         ge=0,
+        le=1000,
         description=(
             "what a unit of variance costs, in R of the agent's plan, where the plan has the usual"
             " stake; others in proportion: utility is mean less so many times variance; at 0 the"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from app.domain.errors import AdvisorError
+
+LARGEST = 1e10
+"""Of every number: seeds, hours, counts, weights."""
 
 
 class ConfigError(AdvisorError):
@@ -43,3 +46,12 @@ class Section(BaseModel):
             if isinstance(given, bool) and bool not in (annotation, *get_args(annotation)):
                 raise ValueError(f"{name} must not be {str(given).lower()}")
         return values
+
+    @model_validator(mode="after")
+    def no_number_is_without_end(self) -> Self:
+        """What is worked out with a larger one ends in an overflow, hours later."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and abs(value) > LARGEST:
+                raise ValueError(f"{name} is beyond {LARGEST:g}")
+        return self

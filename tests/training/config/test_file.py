@@ -117,6 +117,22 @@ def test_costs_to_judge_by_are_those_of_training_but_for_what_is_named(tmp_path:
     assert (judged.fee, judged.slippage) == (0.0004, 0.003)
 
 
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("policy.seed=99999999999999999999", "seed is beyond 1e\\+10"),
+        ("scenarios.limit=20000000000", "limit is beyond"),
+        ("scenarios.embargo_hours=1e300", "less than or equal to 1000000"),
+        ("policy.learning_rate=1e300", "less than or equal to 1"),
+        ("targets.risk_aversion=1e300", "less than or equal to 1000"),
+    ],
+)
+def test_a_number_without_end_is_refused_before_anything_is_done(setting: str, why: str) -> None:
+    [tiny] = [path for path in SHIPPED if path.stem == "tiny"]
+    with pytest.raises(ConfigError, match=why):
+        read_config(tiny, [setting])
+
+
 def test_true_is_no_number(tmp_path: Path) -> None:
     path = written(tmp_path, "[targets]\nshuffled = true\n")
     assert read_config(path).targets.shuffled

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from app.domain.model.prompt import Prompt
+from app.domain.model.questions import QuestionName
 from app.domain.record.decision import Reading, prepare, propose
 from app.domain.scenario import Scenario
 from app.policy.backends import Backends
@@ -117,20 +118,19 @@ async def parity(
     expected: Sequence[Reading],
     step: Callable[[], None],
 ) -> tuple[Check, float]:
-    """The serving code reads the log-probabilities that training read, and takes the same action
-    wherever two actions are not within the tolerance of each other. Also the median time of a
-    decision, seconds."""
-    gaps, took, other = [], [], 0
+    """The serving code reads the log-probabilities that training read, of actions and of every
+    question that the version answers, and takes the same action wherever two actions are not within
+    the tolerance of each other. Also the median time of a decision, seconds."""
+    gaps: list[float] = []
+    took, other = [], 0
     for scenario, trained in zip(scenarios, expected, strict=True):
         began = time.monotonic()
         reading = await policy.decide(prepare(scenario), began + _PATIENCE_S, scenario)
         took.append(time.monotonic() - began)
         step()
-        gaps += [
-            float(np.abs(np.subtract(served.log_probabilities, read.log_probabilities)).max())
-            for served, read in ((reading, trained), (reading.bare, trained.bare))
-        ]
         calibration = policy.manifest.calibration
+        for served, read in ((reading, trained), (reading.bare, trained.bare)):
+            gaps += _gaps(served, read, calibration.asked)
         mine, theirs = (propose(each, calibration) for each in (reading, trained))
         near = np.sort(np.log(mine.probabilities))[-2:]
         other += (
@@ -143,6 +143,15 @@ async def parity(
     return Check(CheckName.PARITY, max(gaps) <= TOLERANCE and not other, evidence), float(
         np.median(took)
     )
+
+
+def _gaps(served: Reading, read: Reading, asked: Sequence[QuestionName]) -> Iterator[float]:
+    """The largest of actions, and of each question; of one that either left out, infinity."""
+    pairs = [(served.log_probabilities, read.log_probabilities)]
+    pairs += [(served.questions.get(name, ()), read.questions.get(name, ())) for name in asked]
+    for one, other in pairs:
+        equal = len(one) == len(other) > 0
+        yield float(np.abs(np.subtract(one, other)).max()) if equal else np.inf
 
 
 async def texts(policy: Policy, scenarios: Sequence[Scenario], step: Callable[[], None]) -> Check:

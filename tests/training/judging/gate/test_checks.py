@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from app.domain.model.manifest import Calibration
 from app.domain.record.decision import Reading
 from app.domain.scenario import Scenario
-from app.policy.scripted import ScriptedPolicy, reading_of
+from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy, reading_of
 from tests import builders as build
 from tests.training.support.rebuilds import read_by
 from training.judging.gate.checks import PARITY_SCENARIOS, parity, texts
@@ -83,6 +84,35 @@ async def test_the_reading_without_news_is_compared_too() -> None:
     policy = ScriptedPolicy(lambda prompt: "H" if prompt.texts else "A")
     check, _ = await parity(policy, loud, trained, Steps())
     assert check.passed
+
+
+async def test_what_a_version_answers_beside_the_action_is_compared_too() -> None:
+    """With the text and without it; an answer that is not there is another one."""
+    calibration = Calibration(outlook=build.outlook_calibration())
+    manifest = SCRIPTED_MANIFEST.model_copy(update={"calibration": calibration})
+
+    def answering(win: float, bare_win: float) -> Reading:
+        chances = {"stopped": (0.7, 0.3), "range": (0.1, 0.2, 0.4, 0.2, 0.1)}
+        said = build.answering(build.reading("A"), win=(1 - win, win), **chances)
+        bare = build.answering(build.reading("A"), win=(1 - bare_win, bare_win), **chances)
+        return said.model_copy(
+            update={
+                "without_text": bare.log_probabilities,
+                "questions_without_text": bare.questions,
+            }
+        )
+
+    trained = answering(0.4, 0.4)
+    for served, passes in (
+        (trained, True),
+        (answering(0.401, 0.4), True),
+        (answering(0.6, 0.4), False),
+        (answering(0.4, 0.6), False),
+        (trained.model_copy(update={"questions": {}}), False),
+    ):
+        policy = ScriptedPolicy([served], manifest=manifest)
+        check, _ = await parity(policy, scenarios(1), [trained], Steps())
+        assert check.passed is passes
 
 
 async def test_a_prompt_that_many_headlines_leave_is_read_once() -> None:
